@@ -1,0 +1,101 @@
+"""Everything that differs between jax versions, or that jax does not export from one public place."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.interpreters import mlir
+
+Primitive = core.Primitive
+Literal = core.Literal
+
+
+def eval_jaxpr(closed: Any, *arguments) -> list:
+    """Outputs of a closed jaxpr."""
+    return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *arguments)
+
+
+def hoist(closed: Any) -> tuple[Any, list]:
+    """The jaxpr with the constants that it captured turned into leading arguments, and those constants."""
+    constants = list(closed.consts)
+    if not constants:
+        return closed, []
+
+    def with_constants(*arguments):
+        return jax.core.eval_jaxpr(closed.jaxpr, arguments[: len(constants)], *arguments[len(constants) :])
+
+    shapes = [jax.ShapeDtypeStruct(jnp.shape(c), jnp.result_type(c)) for c in constants]
+    inputs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
+    return jax.make_jaxpr(with_constants)(*shapes, *inputs), constants
+
+
+def tangent_aval(value: Any) -> Any:
+    """The abstract value of a tangent of ``value``."""
+    return jax.typeof(value).to_tangent_aval()
+
+
+# --- varying manual axes (shard_map) ----------------------------------------------------------------------------------
+
+
+def _varying(aval: Any) -> frozenset:
+    manual = getattr(aval, "manual_axis_type", None)
+    return manual.varying if manual is not None else frozenset()
+
+
+def match_varying(arrays: Sequence[Any]) -> list[jax.Array]:
+    """The arrays, all varying over every manual mesh axis that any of them varies over."""
+    axes = frozenset().union(*(_varying(jax.typeof(a)) for a in arrays))
+    if not axes:
+        return list(arrays)
+    matched = []
+    for a in arrays:
+        missing = tuple(sorted(axes - _varying(jax.typeof(a))))
+        matched.append(jax.lax.pcast(a, missing, to="varying") if missing else a)
+    return matched
+
+
+def output_aval(shape: Sequence[int], dtype: Any, like: Sequence[Any]) -> Any:
+    """Abstract value of an output that varies over the manual mesh axes of the inputs ``like``."""
+    from jax.core import ShapedArray
+
+    model = max(like, key=lambda a: len(_varying(a)))
+    if not _varying(model):
+        return ShapedArray(tuple(shape), jnp.dtype(dtype))
+    spec = jax.sharding.PartitionSpec(*(None for _ in shape))
+    return ShapedArray(
+        tuple(shape),
+        jnp.dtype(dtype),
+        sharding=model.sharding.update(spec=spec),
+        manual_axis_type=model.manual_axis_type,
+    )
+
+
+def _without_varying(aval: Any) -> Any:
+    return jax.core.ShapedArray(aval.shape, aval.dtype)
+
+
+def lower_without_varying_check(function: Callable) -> Callable:
+    """A lowering rule for a primitive whose implementation is ``function``, inside or outside ``shard_map``.
+
+    Inside ``shard_map`` the loops of the implementation start from constants, which do not vary over the mesh while
+    their bodies do; the primitive has already settled what varies, so the check is off while it is lowered.
+    """
+    from jax._src import config
+
+    rule = mlir.lower_fun(function, multiple_results=True)
+
+    def lower(ctx, *operands, **params):
+        if not any(_varying(a) for a in ctx.avals_in):
+            return rule(ctx, *operands, **params)
+        check = getattr(config, "_check_vma", None)
+        ctx = ctx.replace(
+            avals_in=[_without_varying(a) for a in ctx.avals_in],
+            avals_out=[_without_varying(a) for a in ctx.avals_out],
+        )
+        with check(False) if check is not None else contextlib.nullcontext():
+            return rule(ctx, *operands, **params)
+
+    return lower

@@ -1,0 +1,296 @@
+"""Execution forms: the same tile functions over the whole plane, over rows, and over blocks."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from attnjax.attention._block_map import block_map, successors
+from attnjax.attention._fold import Plan, Tile, fold, trace
+from attnjax.attention._grid import COL, ROW, Grid, Spec, apply_whole, take, vectorize
+from attnjax.attention._problem import Problem
+from attnjax.attention.normalizers import Monoid
+
+Outputs = tuple[jax.Array, dict[str, jax.Array]]
+
+
+class Streamed:
+    """Folds over the tiles of a problem that its mask leaves."""
+
+    def __init__(self, problem: Problem, vectorized: bool):
+        self.problem = problem
+        grid = problem.grid
+        blocks = block_map(
+            problem.mask,
+            problem.batch,
+            problem.heads,
+            problem.queries,
+            problem.keys,
+            grid.row_block,
+            grid.col_block,
+        )
+        self.some = blocks.some
+        self.vectorized = vectorized
+        self.successors, self.visit = self._table(successors(blocks.some))
+
+    def _table(self, table: jax.Array) -> tuple[jax.Array, Spec]:
+        """The table with the grid's outer axes that it depends on, and its spec."""
+        problem = self.problem
+        *batch, heads = table.shape[:-2]
+        dims = [d for d, n in zip(problem.batch_dims, batch, strict=True) if n != 1]
+        shape = [n for n in batch if n != 1]
+        if heads != 1:
+            dims += problem.head_dims
+            shape += [problem.kv_heads, problem.group]
+        return table.reshape(*shape, *table.shape[-2:]), Spec((*dims, None, None))
+
+    def scaled(self, tile: Any, tile_at: Any, outputs: tuple[Spec, ...], powers: tuple[int, ...]) -> tuple:
+        """A scaled fold: its log scale and its sums."""
+        problem, grid = self.problem, self.problem.grid
+        dtype = jnp.promote_types(problem.arrays[0].dtype, jnp.float32)
+        scale = jax.ShapeDtypeStruct(grid.array_shape(outputs[0], (grid.row_block,)), dtype)
+        with_scale = [outputs[0], *problem.specs]
+        traced, captured = trace(tile, grid, with_scale, [scale, *problem.arrays])
+        traced_at, captured_at = trace(tile_at, grid, with_scale, [scale, *problem.arrays])
+        arrays, specs = [*captured, *captured_at, *problem.arrays], problem.specs
+        shared = [Spec((None,) * jnp.ndim(c)) for c in (*captured, *captured_at)]
+        n, n_at = len(captured), len(captured_at)
+
+        def move_scale(closed: Tile, first: int, count: int) -> Tile:
+            """Captured arrays come first in a traced tile; the fold passes the scale first, then all operands."""
+
+            def call(scale, *blocks):
+                own, rest = blocks[first : first + count], blocks[n + n_at :]
+                return closed(*own, scale, *rest)
+
+            return trace(call, grid, [outputs[0], *shared, *specs], [scale, *arrays])[0]
+
+        plan = Plan(
+            grid=grid,
+            visit=self.visit,
+            inputs=(*shared, *specs),
+            outputs=outputs,
+            tile=move_scale(traced, 0, n),
+            tile_at=move_scale(traced_at, n, n_at),
+            powers=powers,
+            vectorized=self.vectorized,
+        )
+        return fold(plan, self.successors, arrays)
+
+    def plain(self, tile: Any, outputs: tuple[Spec, ...], extra: tuple = (), extra_specs: tuple = ()) -> tuple:
+        """A plain fold of a tile function that takes blocks of ``extra`` before the problem's own."""
+        grid = self.problem.grid
+        arrays, specs = [*extra, *self.problem.arrays], [*extra_specs, *self.problem.specs]
+        traced, captured = trace(tile, grid, specs, arrays)
+        shared = [Spec((None,) * jnp.ndim(c)) for c in captured]
+        plan = Plan(
+            grid=grid,
+            visit=self.visit,
+            inputs=(*shared, *specs),
+            outputs=outputs,
+            tile=traced,
+            vectorized=self.vectorized,
+        )
+        return fold(plan, self.successors, [*captured, *arrays])
+
+    def sums(self) -> tuple:
+        problem = self.problem
+        if not problem.normalizer.scaled:
+            return self.plain(lambda *blocks: problem.lift(None, *blocks), problem.sum_specs())
+        return self.scaled(
+            problem.lift,
+            lambda scale, *blocks: problem.lift(scale, *blocks, running=False),
+            (problem.row_spec, *problem.sum_specs()),
+            problem.powers(),
+        )
+
+    def key_mass(self, scale: jax.Array, factor: jax.Array) -> jax.Array:
+        problem = self.problem
+        (mass,) = self.plain(
+            problem.key_mass, (problem.key_spec,), (scale, factor), (problem.row_spec, problem.row_spec)
+        )
+        return mass
+
+    def max_logit(self) -> jax.Array:
+        """The greatest score of each row; its derivative, when asked for, is a second fold."""
+        problem = self.problem
+        (top,) = self.scaled(problem.greatest, lambda scale, *blocks: (), (problem.row_spec,), ())
+
+        @jax.custom_jvp
+        def value(top, table, arrays):
+            return top
+
+        @value.defjvp
+        def _(primals, tangents):
+            top, table, arrays = primals
+
+            def mean(arrays):
+                inner = _With(self, table, arrays)
+                total, count = inner.plain(problem.at_greatest, (problem.row_spec,) * 2, (top,), (problem.row_spec,))
+                return total / jnp.maximum(count, 1)
+
+            return top, jax.jvp(mean, (arrays,), (tangents[2],))[1]
+
+        return value(lax.stop_gradient(top), self.successors, tuple(problem.arrays))
+
+
+class _With(Streamed):
+    """The same folds with the arrays of a derivative rule."""
+
+    def __init__(self, other: Streamed, table: jax.Array, arrays: tuple):
+        self.problem = _copy_with_arrays(other.problem, arrays)
+        self.vectorized, self.successors, self.visit = other.vectorized, table, other.visit
+
+
+def _copy_with_arrays(problem: Problem, arrays: tuple) -> Problem:
+    copy = object.__new__(Problem)
+    copy.__dict__ |= problem.__dict__ | {"arrays": list(arrays)}
+    return copy
+
+
+class Whole:
+    """The same sums with the plane as one tile, all heads at once: T x S arrays, differentiated by JAX itself."""
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+
+    def _apply(self, tile: Any, outputs: tuple[Spec, ...], extra: tuple = ()) -> tuple:
+        problem = self.problem
+        specs = [problem.row_spec] * len(extra)
+        return apply_whole(tile, [*extra, *problem.arrays], [*specs, *problem.specs], outputs, problem.grid)
+
+    def sums(self) -> tuple:
+        problem = self.problem
+        start = jnp.asarray(-jnp.inf)
+        outputs = ((problem.row_spec,) if problem.normalizer.scaled else ()) + problem.sum_specs()
+        return self._apply(lambda *blocks: problem.lift(start, *blocks), outputs)
+
+    def key_mass(self, scale: jax.Array, factor: jax.Array) -> jax.Array:
+        return self._apply(self.problem.key_mass, (self.problem.key_spec,), (scale, factor))[0]
+
+    def max_logit(self) -> jax.Array:
+        problem = self.problem
+
+        def tile(*blocks):
+            s, visible, *_ = problem.scores(blocks)
+            return (jnp.max(s if visible is None else jnp.where(visible, s, -jnp.inf), axis=1),)
+
+        return self._apply(tile, (problem.row_spec,))[0]
+
+    def weights(self) -> jax.Array:
+        """The attention map, ``[*B, N, T, S]``."""
+        problem = self.problem
+        sums = self.sums()
+        _, factor, *_ = finish(problem, sums)
+        scale = sums[0] if problem.normalizer.scaled else jnp.zeros_like(factor)
+        spec = Spec((*problem.batch_dims, *problem.head_dims, ROW, COL))
+        (w,) = self._apply(problem.weights, (spec,), (scale, factor))
+        return w.reshape(*problem.batch, problem.heads, problem.queries, problem.keys)
+
+
+def finish(problem: Problem, sums: tuple) -> tuple:
+    """Output, factor and row statistics from the log scale and sums of every row."""
+    count = sum(stat.kind == "row" for stat in problem.stats)
+    scale_specs = (problem.row_spec,) if problem.normalizer.scaled else ()
+    in_specs = [*scale_specs, *problem.sum_specs(), *problem.specs]
+    outputs = (Spec((*problem.row_spec.dims, None)), *([problem.row_spec] * (1 + count)))
+
+    def rows(*blocks):
+        return problem.finish(blocks[: len(sums)], *blocks[len(sums) :])
+
+    return apply_whole(rows, [*sums, *problem.arrays], in_specs, outputs, problem.grid)
+
+
+def gather(problem: Problem, form: Streamed | Whole, dtype: Any) -> Outputs:
+    """Output ``[*B, T, N, V]`` and statistics of a problem, by one of the forms."""
+    if isinstance(problem.normalizer, Monoid):
+        output, rows, factor, scale = monoid(problem, form), [], None, None
+    else:
+        sums = form.sums()
+        output, factor, *rows = finish(problem, sums)
+        scale = sums[0] if problem.normalizer.scaled else jnp.zeros_like(factor)
+    rows = iter(rows)
+    found = {}
+    for stat in problem.stats:
+        if stat.kind == "row":
+            found[stat.name] = _heads_last(problem, next(rows), problem.queries)
+        elif stat.kind == "max":
+            found[stat.name] = _heads_last(problem, form.max_logit(), problem.queries)
+        else:
+            found[stat.name] = _heads_last(problem, form.key_mass(scale, factor), problem.keys)
+    return _heads_last(problem, output, problem.queries).astype(dtype), found
+
+
+def _heads_last(problem: Problem, x: jax.Array, length: int) -> jax.Array:
+    """``[*B, padded, K, G, ...] -> [*B, length, N, ...]``."""
+    b = len(problem.batch)
+    x = lax.slice_in_dim(x, 0, length, axis=b)
+    return x.reshape(*x.shape[: b + 1], problem.heads, *x.shape[b + 3 :])
+
+
+def visible_count(problem: Problem, vectorized: bool) -> jax.Array:
+    """Number of visible keys of each query, ``[*#B, T, #K, #G]``, of size one along axes that do not matter."""
+    if problem.mask is None:
+        return jnp.full((1,) * len(problem.batch) + (problem.queries, 1, 1), problem.keys, jnp.int32)
+    (count,) = Streamed(problem, vectorized).plain(problem.count, (problem.row_spec,))
+    return lax.slice_in_dim(count, 0, problem.queries, axis=len(problem.batch))
+
+
+# --- any associative fold ---------------------------------------------------------------------------------------------
+
+
+def monoid(problem: Problem, form: Streamed | Whole) -> jax.Array:
+    """A fold by the user's own verbs: scans over rows and columns of tiles, rows rematerialized when differentiated."""
+    verbs, grid = problem.normalizer, problem.grid
+    assert isinstance(verbs, Monoid)
+    spec = Spec((*problem.batch_dims, ROW, *problem.head_dims, None))
+    width = problem.arrays[2].shape[-1]
+    dtype = jnp.promote_types(problem.arrays[0].dtype, jnp.float32)
+
+    def lift(*blocks):
+        s, visible, _, v, *_ = problem.scores(blocks)
+        visible = jnp.ones(s.shape, bool) if visible is None else visible
+        return verbs.lift_tile(s, visible, v.astype(dtype))
+
+    start = verbs.init(grid.row_block, width, dtype)
+    if isinstance(form, Whole):
+        whole = apply_whole(lambda *b: (verbs.finalize(verbs.combine(start, lift(*b))),), problem.arrays, problem.specs, (spec,), grid)  # fmt: skip
+        return whole[0]
+    outer = range(len(grid.outer))
+    leaves_of, structure = jax.tree.flatten(start)
+
+    def step(*state_and_blocks):
+        state = jax.tree.unflatten(structure, state_and_blocks[: len(leaves_of)])
+        return tuple(jax.tree.leaves(verbs.combine(state, lift(*state_and_blocks[len(leaves_of) :]))))
+
+    lead = tuple(outer)
+    state_specs = [Spec((*lead, *([None] * jnp.ndim(x)))) for x in leaves_of]
+    step, in_specs, _ = vectorize(step, [*state_specs, *problem.specs], state_specs, outer)
+    flat = Grid((), grid.rows, grid.cols, grid.row_block, grid.col_block)
+    some = form.some.reshape(-1, grid.rows, grid.cols).any(0)
+    block_specs = in_specs[len(leaves_of) :]
+
+    @jax.checkpoint
+    def row(i, arrays):
+        here = [take(a, s, flat, {ROW: i}) for a, s in zip(arrays, block_specs, strict=True)]
+        begin = tuple(jnp.broadcast_to(x, (*grid.outer, *jnp.shape(x))) for x in leaves_of)
+
+        def column(state, j):
+            def visit(state):
+                return step(*state, *(take(a, s, flat, {COL: j})[0] for a, s in here))
+
+            return lax.cond(some[i, j], visit, lambda state: state, state), None
+
+        state, _ = lax.scan(jax.checkpoint(column), begin, jnp.arange(grid.cols))
+        finalize = lambda *x: verbs.finalize(jax.tree.unflatten(structure, x))
+        for _ in outer:
+            finalize = jax.vmap(finalize)
+        return finalize(*state)
+
+    _, rows = lax.scan(lambda _, i: (None, row(i, problem.arrays)), None, jnp.arange(grid.rows))
+    b, (n, g) = len(problem.batch), problem.head_dims
+    # [rows, *B, K, G, bq, V] -> [*B, rows, bq, K, G, V]
+    order = (*range(1, b + 1), 0, b + 3, n + 1, g + 1, b + 4)
+    rows = rows.transpose(order)
+    return rows.reshape(*problem.batch, grid.rows * grid.row_block, problem.kv_heads, problem.group, width)

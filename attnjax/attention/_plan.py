@@ -1,0 +1,231 @@
+"""Which form runs a call, with which tiles, and why."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attnjax.attention import _cudnn
+from attnjax.attention._block_map import block_map
+from attnjax.attention._validate import IMPLEMENTATIONS
+from attnjax.attention.masks import Mask
+from attnjax.attention.normalizers import Monoid, Normalizer
+from attnjax.attention.scores import Score
+from attnjax.attention.statistics import Statistic
+
+DENSE_ENTRIES = 512 * 512
+"""``auto`` takes the dense form up to this many score entries a head; above it streaming is faster on CPU."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSizes:
+    """Tile sizes.
+
+    Attributes:
+        q: queries in a tile, or None for the default.
+        kv: keys in a tile, or None for the default.
+    """
+
+    q: int | None = None
+    kv: int | None = None
+
+    def __post_init__(self):
+        for name in ("q", "kv"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
+                raise ValueError(f"BlockSizes({name}={value!r}): want a whole number from 1 up, or None")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A checked call of attention."""
+
+    q: Any
+    k: Any
+    v: Any
+    mask: Mask | None
+    score: Score
+    normalizer: Normalizer
+    scale: Any
+    stats: tuple[Statistic, ...]
+    implementation: str
+    block_sizes: BlockSizes | None
+
+    @property
+    def entries(self) -> int:
+        return self.q.shape[-3] * self.k.shape[-3]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The form that runs, its tiles, and the reasons against the others."""
+
+    form: str
+    block_q: int
+    block_kv: int
+    vectorized: bool
+    reasons: tuple[str, ...]
+
+
+def refusal(request: Request, form: str) -> str | None:
+    """Why a form cannot run this call, or None."""
+    normalizer = request.normalizer
+    if form == "pallas":
+        return "there is no fused kernel for this build yet; use implementation='blocks' (the same algorithm in XLA)"
+    if form == "cudnn":
+        return _cudnn.refusal(request)
+    name = type(normalizer).__name__.lstrip("_")
+    if form == "blocks" and not normalizer.streams:
+        return "the normalizer needs whole rows and cannot stream; use implementation='rows' or 'dense'"
+    if isinstance(normalizer, Monoid):
+        exotic = [s.name for s in request.stats if s.kind != "max"]
+        if exotic:
+            return f"statistics {exotic} need weights, which a normalizer made by from_monoid() does not have"
+    else:
+        for stat in request.stats:
+            if stat.exponential_only and not normalizer.scaled:
+                return f"statistic {stat.name!r} is a sum of exponentials, which {name} does not take"
+    return None
+
+
+def choose(request: Request) -> Choice:
+    """The documented table behind ``implementation="auto"``, or the named form if it can do the call.
+
+    Raises:
+        ValueError: unknown implementation, a normalizer that cannot stream asked to, an undefined statistic.
+        NotImplementedError: a backend cannot run this call.
+    """
+    wanted = request.implementation
+    if wanted not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation: got {wanted!r}, want one of {list(IMPLEMENTATIONS)}")
+    if wanted != "auto":
+        why = refusal(request, wanted)
+        if why is not None:
+            backend = wanted in ("pallas", "cudnn")
+            raise (NotImplementedError if backend else ValueError)(f"implementation={wanted!r}: {why}")
+        return _with_tiles(request, wanted, ())
+    reasons = []
+    for form in ("pallas", "cudnn"):
+        why = refusal(request, form)
+        if why is None:
+            return _with_tiles(request, form, tuple(reasons))
+        reasons.append(f"{form}: {why}")
+    order = ("dense", "blocks", "rows") if request.entries <= DENSE_ENTRIES else ("blocks", "rows", "dense")
+    if order[0] == "blocks":
+        reasons.append(f"dense: {request.entries:,} entries a head, above {DENSE_ENTRIES:,}")
+    for form in order:
+        why = refusal(request, form)
+        if why is None:
+            return _with_tiles(request, form, tuple(reasons))
+        reasons.append(f"{form}: {why}")
+    raise ValueError(reasons[-1])
+
+
+def _with_tiles(request: Request, form: str, reasons: tuple[str, ...]) -> Choice:
+    queries, keys = request.q.shape[-3], request.k.shape[-3]
+    if form == "dense":
+        return Choice(form, queries, keys, True, reasons)
+    given = request.block_sizes or BlockSizes()
+    block_q, block_kv = default_tiles(request, form)
+    block_q = min(given.q or block_q, queries)
+    block_kv = keys if form == "rows" else min(given.kv or block_kv, keys)
+    return Choice(form, block_q, block_kv, jax.default_backend() != "cpu", reasons)
+
+
+def _even(length: int, block: int) -> int:
+    """The length of equal blocks, at most ``block`` long, that cover ``length`` with little padding."""
+    return -(-length // -(-length // block))
+
+
+def default_tiles(request: Request, form: str) -> tuple[int, int]:
+    """Tile sizes: the candidate with the least estimated time for the tiles that the mask leaves visible."""
+    queries, keys = request.q.shape[-3], request.k.shape[-3]
+    if form == "rows":
+        return _even(queries, max(1, min(queries, 2**19 // keys))), keys
+    costs = {}
+    for block_q, block_kv in ((1024, 512), (512, 512), (256, 256), (128, 128)):
+        block_q, block_kv = _even(queries, block_q), _even(keys, block_kv)
+        tiles = count_tiles(request, block_q, block_kv)
+        if tiles is None:
+            return _even(queries, 512), _even(keys, 512)
+        # A tile costs its entries and, besides, about as much as 24,000 entries (loop, slices, short products).
+        costs[block_q, block_kv] = tiles * (block_q * block_kv + 24_000)
+    return min(costs, key=lambda pair: costs[pair])
+
+
+def count_tiles(request: Request, block_q: int, block_kv: int) -> float | None:
+    """Visited tiles summed over heads and batch; None where the mask holds traced arrays."""
+    leaves = jax.tree.leaves(request.mask)
+    if any(isinstance(x, jax.core.Tracer) for x in leaves):
+        return None
+    *batch, queries, heads, _ = request.q.shape
+    points = math.prod(batch) * heads
+    with jax.ensure_compile_time_eval():
+        try:
+            some = block_map(
+                request.mask, tuple(batch), heads, queries, request.k.shape[-3], block_q, block_kv
+            ).some
+            return float(jnp.sum(some)) * points / math.prod(some.shape[:-2])
+        except jax.errors.ConcretizationTypeError:  # a mask function that captured a traced array
+            return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What a call of ``attend`` will do.
+
+    Attributes:
+        implementation: the form that runs.
+        reasons: why each faster form was refused.
+        block_q: queries in a tile.
+        block_kv: keys in a tile.
+        tiles: tiles of the plane, over all heads and batch entries.
+        tiles_visited: those that the mask leaves; None where that depends on traced arrays.
+        flops: estimated floating-point operations of the forward pass (two products over the visited tiles).
+        temporary_bytes: estimated temporary memory of the forward pass, outputs left out.
+    """
+
+    implementation: str
+    reasons: tuple[str, ...]
+    block_q: int
+    block_kv: int
+    tiles: int
+    tiles_visited: int | None
+    flops: float
+    temporary_bytes: int
+
+    def __str__(self) -> str:
+        visited = "depends on traced arrays" if self.tiles_visited is None else f"{self.tiles_visited:,}"
+        share = "" if self.tiles_visited is None else f" ({self.tiles_visited / self.tiles:.1%})"
+        lines = [
+            f"implementation   {self.implementation}",
+            *(f"  not {reason}" for reason in self.reasons),
+            f"tile             {self.block_q} queries x {self.block_kv} keys",
+            f"tiles visited    {visited} of {self.tiles:,}{share}",
+            f"forward FLOPs    {self.flops:.3g}",
+            f"temporary bytes  {self.temporary_bytes:,}",
+        ]
+        return "\n".join(lines)
+
+
+def describe(request: Request) -> Explanation:
+    """The plan of a call, with what it costs."""
+    choice = choose(request)
+    *batch, queries, heads, width = request.q.shape
+    keys, value_width = request.k.shape[-3], request.v.shape[-1]
+    points = math.prod(batch) * heads
+    tiles = points * -(-queries // choice.block_q) * -(-keys // choice.block_kv)
+    counted = tiles if choice.form == "dense" else count_tiles(request, choice.block_q, choice.block_kv)
+    visited = None if counted is None else round(counted)
+    entries = choice.block_q * choice.block_kv
+    flops = 2.0 * (tiles if visited is None else visited) * entries * (width + value_width)
+    size = jnp.promote_types(request.q.dtype, jnp.float32).itemsize
+    at_once = points if choice.vectorized else 1
+    rows = points * queries * (value_width + 2)
+    temporary = size * (2 * at_once * entries + rows) if choice.form != "cudnn" else size * points * queries
+    return Explanation(
+        choice.form, choice.reasons, choice.block_q, choice.block_kv, tiles, visited, flops, int(temporary)
+    )

@@ -1,0 +1,172 @@
+"""In-context linear regression: prompts of labeled examples from a task drawn afresh for each prompt."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+
+class Prompts(NamedTuple):
+    """A batch of prompts.
+
+    Attributes:
+        x: Inputs of the examples.
+        y: Their labels.
+        x_query: Input to predict for.
+        y_query: Its noise-free label.
+    """
+
+    x: Float[Array, "B N D"]
+    y: Float[Array, "B N"]
+    x_query: Float[Array, "B D"]
+    y_query: Float[Array, " B"]
+
+
+def linear_regression(
+    key: Key[Array, ""],
+    *,
+    batch: int,
+    length: int,
+    covariance: Float[Array, "D D"] | Float[Array, " D"],
+    prior: Float[Array, "D D"] | Float[Array, " D"] | None = None,
+    noise: float | Float[Array, ""] = 0.0,
+) -> Prompts:
+    """Draw prompts of noisy linear regression tasks.
+
+        w ~ N(0, prior);   x_1..x_N, x_q ~ N(0, covariance);   y_i = <w, x_i> + noise * N(0, 1);   y_q = <w, x_q>
+
+    Args:
+        key: Random key; the prompts are a function of it.
+        batch: Number of prompts B, each with a task of its own.
+        length: Number of labeled examples N.
+        covariance: Of the inputs: a positive definite matrix, or its spectrum when the axes are the eigenvectors.
+        prior: Covariance of the task vector, in the same two forms; None is the identity.
+        noise: Standard deviation of the label noise, in the unit of y. The query's label has none.
+
+    Returns:
+        Prompts in the dtype of `covariance`.
+
+    Raises:
+        ValueError: A size below one, a covariance that is neither a vector nor square, or a prior of another dimension.
+
+    Example:
+        >>> prompts = linear_regression(jax.random.key(0), batch=2, length=7, covariance=jnp.ones(3))
+        >>> prompts.x.shape, prompts.y.shape
+        ((2, 7, 3), (2, 7))
+
+    Source: Zhang, Frei, Bartlett, 2024, "Trained Transformers Learn Linear Models In-Context", Section 3.1,
+    arXiv 2306.09927.
+    Deviation: the paper has no label noise and the identity as prior; noise = 0 and prior = None give its prompts.
+    """
+    for name, size in (("batch", batch), ("length", length)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    covariance = jnp.asarray(covariance)
+    d = covariance.shape[-1] if covariance.ndim else 0
+    input_root = _root(covariance, "covariance", d)
+    task_root = _root(jnp.ones(d, covariance.dtype) if prior is None else jnp.asarray(prior), "prior", d)
+    x_key, query_key, task_key, noise_key = jax.random.split(key, 4)
+    dtype = covariance.dtype
+    x = _times(jax.random.normal(x_key, (batch, length, d), dtype), input_root)
+    x_query = _times(jax.random.normal(query_key, (batch, d), dtype), input_root)
+    w = _times(jax.random.normal(task_key, (batch, d), dtype), task_root)
+    errors = jnp.asarray(noise, dtype) * jax.random.normal(noise_key, (batch, length), dtype)
+    return Prompts(x, jnp.einsum("bnd,bd->bn", x, w) + errors, x_query, jnp.einsum("bd,bd->b", x_query, w))
+
+
+def prompt_tokens(prompts: Prompts) -> Float[Array, "B N+1 D+1"]:
+    """Embed prompts as tokens: (x_i, y_i) for the examples, then (x_q, 0) for the query.
+
+    Args:
+        prompts: What `linear_regression` returns.
+
+    Returns:
+        Tokens, the query last.
+
+    Example:
+        >>> prompts = linear_regression(jax.random.key(0), batch=2, length=7, covariance=jnp.ones(3))
+        >>> prompt_tokens(prompts).shape
+        (2, 8, 4)
+
+    Source: Zhang, Frei, Bartlett, 2024, Section 3.2 [embedding matrix E], arXiv 2306.09927.
+    Deviation: tokens are rows here and columns in the paper.
+    """
+    examples = jnp.concatenate([prompts.x, prompts.y[..., None]], axis=-1)
+    query = jnp.pad(prompts.x_query, ((0, 0), (0, 1)))
+    return jnp.concatenate([examples, query[:, None]], axis=1)
+
+
+def geometric_spectrum(dimension: int, condition_number: float) -> Float[Array, " D"]:
+    """Eigenvalues in geometric progression whose largest is `condition_number` times the smallest, with mean one.
+
+    Args:
+        dimension: Number of eigenvalues D.
+        condition_number: Largest over smallest, at least 1.
+
+    Returns:
+        The eigenvalues, descending; they sum to D.
+
+    Raises:
+        ValueError: `dimension` or `condition_number` below 1.
+
+    Example:
+        >>> spectrum = geometric_spectrum(3, 4.0)
+        >>> print((spectrum / spectrum[-1]).round(3))
+        [4. 2. 1.]
+    """
+    if dimension < 1:
+        raise ValueError(f"dimension must be at least 1, got {dimension}")
+    if not condition_number >= 1:
+        raise ValueError(f"condition_number must be at least 1 (1 is the identity), got {condition_number}")
+    spectrum = jnp.geomspace(condition_number, 1.0, dimension)
+    return spectrum * dimension / spectrum.sum()
+
+
+def random_rotation(key: Key[Array, ""], dimension: int) -> Float[Array, "D D"]:
+    """An orthogonal matrix from the Haar distribution.
+
+    Args:
+        key: Random key.
+        dimension: D.
+
+    Returns:
+        Q with Q Q^T = I.
+
+    Example:
+        >>> q = random_rotation(jax.random.key(0), 3)
+        >>> bool(jnp.allclose(q @ q.T, jnp.eye(3), atol=1e-5))
+        True
+    """
+    return jax.random.orthogonal(key, dimension)
+
+
+def rotated(spectrum: Float[Array, " D"], rotation: Float[Array, "D D"]) -> Float[Array, "D D"]:
+    """The covariance Q diag(spectrum) Q^T.
+
+    Args:
+        spectrum: Eigenvalues.
+        rotation: Q, whose columns are the eigenvectors.
+
+    Returns:
+        The symmetric matrix.
+
+    Example:
+        >>> print(rotated(jnp.array([2.0, 1.0]), jnp.eye(2)))
+        [[2. 0.]
+         [0. 1.]]
+    """
+    return (rotation * spectrum) @ rotation.T
+
+
+def _root(covariance: Array, name: str, dimension: int) -> Array:
+    """L with L L^T = covariance, as a vector of standard deviations for a spectrum."""
+    if dimension < 1 or covariance.shape not in ((dimension,), (dimension, dimension)):
+        raise ValueError(
+            f"{name} must be a spectrum [D] or a matrix [D, D] with D the dimension of the inputs, got shape {covariance.shape}"
+        )
+    return jnp.sqrt(covariance) if covariance.ndim == 1 else jnp.linalg.cholesky(covariance)
+
+
+def _times(white: Array, root: Array) -> Array:
+    return white * root if root.ndim == 1 else white @ root.T

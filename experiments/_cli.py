@@ -1,0 +1,182 @@
+"""The command line: made from the experiments' config dataclasses by tyro."""
+
+import dataclasses
+import inspect
+import shlex
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from experiments._context import UsageError
+from experiments._record import Record, execute, finished, prepare_folder
+from experiments._registry import EXPERIMENTS
+from experiments._report import Entry, write_report
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """Name every experiment and what it shows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Run one experiment; its own flags follow its name."""
+
+    config: Any
+    quick: bool = False
+    """Start from the small sizes: the same claims in about a minute. Other flags still override them."""
+    out: Path | None = None
+    """Folder for claims.json, result.json and the figures. Default: runs/NAME."""
+    strict: bool = False
+    """Exit with status 1 when a claim fails."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Run every experiment and gather the claims in one HTML page and one JSON file."""
+
+    quick: bool = False
+    """Small sizes."""
+    out: Path = Path("runs/report")
+    """Folder for report.html, report.json and one subfolder per experiment."""
+    fresh: bool = False
+    """Run everything again. Without it, complete runs of the same config, code, versions and device are kept."""
+    strict: bool = False
+    """Exit with status 1 when a claim fails."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command line.
+
+    Args:
+        argv: Arguments after `python -m experiments`.
+
+    Returns:
+        Exit status: 0 when it ran, whatever the verdicts; 1 for a failed claim under `--strict` or for an experiment that
+        broke inside a report; 2 for a mistake on the command line; 130 when interrupted.
+    """
+    console = Console()
+    command = shlex.join(["python", "-m", "experiments", *argv])
+    try:
+        commands = _commands(quick="--quick" in argv)
+        options = tyro.cli(commands, args=list(argv), prog="python -m experiments", config=_MARKERS)
+        if isinstance(options, Run):
+            return _run(options, command, console)
+        return _report(options, command, console) if isinstance(options, Report) else _list(console)
+    except UsageError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        return 2
+    except SystemExit as end:  # tyro has already printed the help or the mistake
+        return end.code if isinstance(end.code, int) else 2
+    except KeyboardInterrupt:
+        console.print("Interrupted.")
+        return 130
+
+
+_MARKERS = (
+    tyro.conf.CascadeSubcommandArgs,
+    tyro.conf.OmitArgPrefixes,
+    tyro.conf.OmitSubcommandPrefixes,
+    tyro.conf.FlagCreatePairsOff,
+)
+
+
+def _commands(*, quick: bool) -> Any:
+    """The type that tyro parses: the three commands, `run` with one subcommand per experiment."""
+    configs = tuple(
+        Annotated[
+            experiment.Config,
+            tyro.conf.subcommand(name, default=default_config(name, quick=quick), description=inspect.getdoc(experiment)),
+        ]
+        for name, experiment in EXPERIMENTS.items()
+    )
+    run = dataclasses.make_dataclass("Run", [("config", Union[configs])], bases=(Run,), frozen=True)  # noqa: UP007
+    run.__doc__ = Run.__doc__
+    commands = {"list": List, "run": run, "report": Report}
+    return Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items())]  # noqa: UP007
+
+
+def default_config(name: str, *, quick: bool) -> Any:
+    """The experiment's default settings, or the small ones."""
+    config = EXPERIMENTS[name].Config
+    return config.quick() if quick else config()
+
+
+def _list(console: Console) -> int:
+    table = Table("name", "what it shows")
+    for name, experiment in EXPERIMENTS.items():
+        table.add_row(name, summary(name))
+    console.print(table)
+    console.print("Run one: python -m experiments run NAME --quick      Its flags: python -m experiments run NAME --help")
+    return 0
+
+
+def summary(name: str) -> str:
+    """First line of the experiment's docstring."""
+    return (inspect.getdoc(EXPERIMENTS[name]) or "").split("\n")[0]
+
+
+def _run(options: Run, command: str, console: Console) -> int:
+    name = next(name for name, experiment in EXPERIMENTS.items() if type(options.config) is experiment.Config)
+    out = options.out or Path("runs") / name
+    record = execute(name, options.config, out=out, quick=options.quick, command=command, console=console)
+    console.print(claims_table({name: record.claims}))
+    console.print(f"Wrote claims.json, result.json and {len(record.result['figures'])} figures (SVG, PNG) to {out}.")
+    return _status([record], strict=options.strict)
+
+
+def _report(options: Report, command: str, console: Console) -> int:
+    prepare_folder(options.out)
+    entries, records = [], []
+    for name in EXPERIMENTS:
+        try:
+            record = _kept_or_run(name, options, command, console)
+            records.append(record)
+            entries.append(Entry(name, summary(name), record, None))
+        except Exception:  # one broken experiment must not lose the others' results
+            console.print(f"[bold red]{name} broke[/]; the report goes on without it.")
+            entries.append(Entry(name, summary(name), None, traceback.format_exc()))
+    page = write_report(entries, out=options.out, command=command)
+    console.print(claims_table({name: record.claims for name, _, record, _ in entries if record}))
+    console.print(f"Wrote {page} and report.json.")
+    return 1 if len(records) < len(entries) else _status(records, strict=options.strict)
+
+
+def _kept_or_run(name: str, options: Report, command: str, console: Console) -> Record:
+    config, out = default_config(name, quick=options.quick), options.out / name
+    kept = None if options.fresh else finished(name, config, out)
+    if kept is not None:
+        console.print(f"{name}: kept the complete run in {out} (--fresh runs it again).")
+        return kept
+    console.print(f"{name}: {summary(name)}")
+    return execute(name, config, out=out, quick=options.quick, command=command, console=console)
+
+
+def claims_table(claims_by_experiment: dict[str, list[dict[str, Any]]]) -> Table:
+    """Predicted, measured and verdict of every claim, for the terminal."""
+    table = Table("claim", "predicted", "measured [95% interval]", "tolerance", "verdict")
+    colors = {"pass": "green", "fail": "bold red", "assumption-not-met": "yellow"}
+    for name, claims in claims_by_experiment.items():
+        table.add_section()
+        table.add_row(f"[bold]{name}[/]")
+        for claim in claims:
+            measured = f"{number(claim['measured'])} \\[{', '.join(number(end) for end in claim['interval'])}]"
+            verdict = f"[{colors[claim['verdict']]}]{claim['verdict']}[/]"
+            table.add_row(claim["id"], number(claim["predicted"]), measured, number(claim["tolerance"]), verdict)
+    return table
+
+
+def number(value: float | None) -> str:
+    """A number as a reader wants it: five significant digits."""
+    return "not finite" if value is None else f"{value:.5g}"
+
+
+def _status(records: list[Record], *, strict: bool) -> int:
+    failed = any(claim["verdict"] == "fail" for record in records for claim in record.claims)
+    return 1 if strict and failed else 0

@@ -1,0 +1,96 @@
+"""Gradient flow of linear self-attention, integrated in float64: what the closed forms and SGD are held against."""
+
+import math
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attnjax.dynamics import linear_attention_theory as theory
+
+
+@jax.jit
+def follow(start: theory.Blocks, task: theory.Task, times: jax.Array) -> theory.Blocks:
+    """The blocks along gradient flow, by an explicit Runge-Kutta method of order 8 with adaptive steps.
+
+    Call it under `jax.enable_x64(True)`: the tolerances, 1e-10 relative, are beyond float32.
+
+    Args:
+        start: Blocks at time 0.
+        task: Distribution of the training prompts.
+        times: Increasing, from 0 `[K]`.
+
+    Returns:
+        Blocks with a leading axis K.
+    """
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, at, task: theory.flow(at, task)),
+        diffrax.Dopri8(),
+        t0=times[0],
+        t1=times[-1],
+        dt0=None,
+        y0=start,
+        args=task,
+        saveat=diffrax.SaveAt(ts=times),
+        stepsize_controller=diffrax.PIDController(rtol=1e-10, atol=1e-12),
+        max_steps=None,
+    )
+    assert solution.ys is not None
+    return solution.ys
+
+
+def curvatures(task: theory.Task) -> tuple[float, float]:
+    """Smallest and largest curvature of the loss at its balanced minimum.
+
+    The Hessian has one eigenvalue zero, for u -> c u, w -> w / c leaves the loss as it is; it is left out.
+
+    Args:
+        task: Distribution of the training prompts.
+
+    Returns:
+        Rate of the slowest direction, and of the stiffest one, per unit of flow time.
+    """
+    flat, unflatten = jax.flatten_util.ravel_pytree(theory.global_minimum(task))
+    hessian = jax.hessian(lambda point: theory.population_loss(unflatten(point), task))(flat)
+    rates = np.linalg.eigvalsh(np.asarray(hessian))
+    return float(rates[1]), float(rates[-1])
+
+
+def time_to_converge(start: theory.Blocks, task: theory.Task) -> float:
+    """A flow time after which nothing moves to about ten digits: the plateau at the start, then the slowest direction.
+
+    Near zero the product grows like exp(2 |S P S|_F t); near the minimum the slowest rate is the smallest curvature.
+
+    Args:
+        start: Blocks at time 0.
+        task: Distribution of the training prompts.
+
+    Returns:
+        The time.
+    """
+    growth = float(jnp.linalg.norm(task.covariance @ task.covariance))
+    plateau = (5 + max(0.0, -2 * math.log(float(start.w)))) / growth
+    return plateau + 25 / curvatures(task)[0]
+
+
+def time_to_risk(start: theory.Blocks, task: theory.Task, *, excess: float) -> float:
+    """The first time at which the risk is within the fraction `excess` of the least.
+
+    Args:
+        start: Blocks at time 0.
+        task: Distribution of the training prompts.
+        excess: Positive fraction.
+
+    Returns:
+        The time, to within 1%.
+    """
+    end = time_to_converge(start, task)
+    times = np.concatenate([[0.0], np.geomspace(end * 1e-5, end, 1200)])
+    losses = np.asarray(losses_along(follow(start, task, jnp.asarray(times)), task))
+    return float(times[np.argmax(losses <= (1 + excess) * float(theory.minimal_loss(task)))])
+
+
+def losses_along(path: theory.Blocks, task: theory.Task) -> jax.Array:
+    """Population loss at each of the leading axis of `path`."""
+    return jax.vmap(lambda at: theory.population_loss(at, task))(path)

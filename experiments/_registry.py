@@ -1,0 +1,23 @@
+"""Every experiment by the name it has on the command line: the one place to add a new one."""
+
+from typing import Any, Protocol
+
+from experiments import in_context_regression
+from experiments._claim import Claim
+from experiments._context import Context
+
+
+class Experiment(Protocol):
+    """What a module must expose; see `experiments/__init__.py`."""
+
+    __doc__: str | None
+    Config: Any
+
+    def run(self, config: Any, context: Context) -> Any: ...
+    def claims(self, result: Any) -> list[Claim]: ...
+    def plot(self, result: Any) -> dict[str, Any]: ...
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "in-context-regression": in_context_regression,
+}

@@ -1,0 +1,1 @@
+"""Pallas kernels: functions of arrays, block maps and traceable block functions. Imports jax only."""

@@ -18,6 +18,28 @@ def eval_jaxpr(closed: Any, *arguments) -> list:
     return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *arguments)
 
 
+def eval_jaxpr_with(closed: Any, rules: dict[str, Callable], *arguments) -> list:
+    """Outputs of a closed jaxpr in which the primitives named in ``rules`` are replaced by functions."""
+    values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    values |= dict(zip(closed.jaxpr.invars, arguments, strict=True))
+
+    def read(atom):
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for equation in closed.jaxpr.eqns:
+        operands = [read(a) for a in equation.invars]
+        rule = rules.get(equation.primitive.name)
+        if rule is not None:
+            found = [rule(*operands, **equation.params)]
+        else:
+            params = equation.primitive.get_bind_params(equation.params)
+            with equation.ctx.manager:
+                found = equation.primitive.bind(*operands, **params)
+            found = found if equation.primitive.multiple_results else [found]
+        values |= dict(zip(equation.outvars, found, strict=True))
+    return [read(v) for v in closed.jaxpr.outvars]
+
+
 def hoist(closed: Any) -> tuple[Any, list]:
     """The jaxpr with the constants that it captured turned into leading arguments, and those constants."""
     constants = list(closed.consts)

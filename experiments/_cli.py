@@ -3,12 +3,14 @@
 import dataclasses
 import inspect
 import shlex
+import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -61,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         Exit status: 0 when it ran, whatever the verdicts; 1 for a failed claim under `--strict` or for an experiment that
         broke inside a report; 2 for a mistake on the command line; 130 when interrupted.
     """
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     command = shlex.join(["python", "-m", "experiments", *argv])
     try:
         commands = _commands(quick="--quick" in argv)
@@ -160,15 +162,17 @@ def _kept_or_run(name: str, options: Report, command: str, console: Console) -> 
 
 def claims_table(claims_by_experiment: dict[str, list[dict[str, Any]]]) -> Table:
     """Predicted, measured and verdict of every claim, for the terminal."""
-    table = Table("claim", "predicted", "measured [95% interval]", "tolerance", "verdict")
+    table = Table("claim", "predicted", "measured", "95% interval", "tolerance", "verdict", box=box.SIMPLE_HEAD)
     colors = {"pass": "green", "fail": "bold red", "assumption-not-met": "yellow"}
     for name, claims in claims_by_experiment.items():
-        table.add_section()
         table.add_row(f"[bold]{name}[/]")
         for claim in claims:
-            measured = f"{number(claim['measured'])} \\[{', '.join(number(end) for end in claim['interval'])}]"
+            low, high = claim["interval"]
+            interval = "exact" if low == high else f"\\[{number(low)}, {number(high)}]"
             verdict = f"[{colors[claim['verdict']]}]{claim['verdict']}[/]"
-            table.add_row(claim["id"], number(claim["predicted"]), measured, number(claim["tolerance"]), verdict)
+            numbers = [number(claim[key]) for key in ("predicted", "measured")]
+            table.add_row(claim["id"], *numbers, interval, number(claim["tolerance"]), verdict)
+        table.add_section()
     return table
 
 

@@ -14,13 +14,13 @@ TEST_CHUNK = 1024  # prompts in memory at a time, per setting and seed
 
 
 class Ensemble(NamedTuple):
-    """What differs between settings, stacked along a leading axis.
+    """What differs between settings, stacked along a leading axis; all see the same random draws, seed by seed.
 
     Attributes:
         covariances: `[settings, D, D]`.
         noises: Standard deviation of the label noise `[settings]`.
         thetas: Shape of the start `[settings, D, D]`.
-        learning_rates: `[settings]`.
+        learning_rates: At the first step; it falls linearly to zero `[settings]`.
     """
 
     covariances: Any
@@ -34,10 +34,11 @@ class Trained(NamedTuple):
 
     Attributes:
         steps: Number of steps.
-        learning_rates: `[settings]`.
-        times: Learning rate times steps at each checkpoint `[settings, K]`.
-        risks: Test risk at each checkpoint `[settings, seeds, K]`.
+        learning_rates: At the first step `[settings]`.
+        times: Flow time after every step, the sum of the learning rates so far `[settings, steps]`.
         products: tr(w u) / D after every step `[settings, seeds, steps]`.
+        checkpoints: The steps after which the test risk was measured, as indices into `times` `[K]`.
+        risks: Test risk at each checkpoint `[settings, seeds, K]`.
         final_products: w u at the end `[settings, seeds, D, D]`.
         stray: Norm of all entries outside the two blocks over the norm of all, at the end `[settings, seeds]`.
         lengths: Prompt lengths of `risks_by_length`, the training length first `[L]`.
@@ -47,8 +48,9 @@ class Trained(NamedTuple):
     steps: int
     learning_rates: np.ndarray
     times: np.ndarray
-    risks: np.ndarray
     products: np.ndarray
+    checkpoints: np.ndarray
+    risks: np.ndarray
     final_products: np.ndarray
     stray: np.ndarray
     lengths: tuple[int, ...]
@@ -70,13 +72,13 @@ def train(ensemble: Ensemble, config: Any, steps: int, key: jax.Array, context: 
     """
     ensemble = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), ensemble)
     settings, (train_key, curve_key, final_key) = len(ensemble.noises), jax.random.split(key, 3)
-    keys = jax.random.split(train_key, (settings, config.seeds))
+    keys = jax.random.split(train_key, config.seeds)
     state = jax.vmap(lambda theta: linear_attention.init(theta, config.init_scale))(ensemble.thetas)
     state = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], config.seeds, axis=1), state)
     stride = steps // config.checkpoints
     risks, products = [], []
     for checkpoint in context.track(range(config.checkpoints), f"SGD, {steps} steps of {settings} x {config.seeds} runs"):
-        state, trace = _advance(state, keys, ensemble, steps=stride, batch=config.batch, length=config.length)
+        state, trace = _advance(state, keys, ensemble, steps, stride=stride, batch=config.batch, length=config.length)
         fresh = jax.random.fold_in(curve_key, checkpoint)
         risks.append(np.asarray(_risk(state, fresh, ensemble, prompts=config.test_prompts // 8, length=config.length)))
         products.append(np.asarray(trace))
@@ -89,9 +91,10 @@ def train(ensemble: Ensemble, config: Any, steps: int, key: jax.Array, context: 
     return Trained(
         steps=steps,
         learning_rates=rates,
-        times=rates[:, None] * stride * np.arange(1, config.checkpoints + 1),
-        risks=np.stack(risks, axis=-1).astype(np.float64),
+        times=rates[:, None] * np.cumsum(1 - np.arange(steps) / steps),
         products=np.concatenate(products, axis=-1).astype(np.float64),
+        checkpoints=np.arange(stride, steps + 1, stride) - 1,
+        risks=np.stack(risks, axis=-1).astype(np.float64),
         final_products=np.asarray(_products(state), np.float64),
         stray=np.asarray(_stray(state), np.float64),
         lengths=lengths,
@@ -99,27 +102,33 @@ def train(ensemble: Ensemble, config: Any, steps: int, key: jax.Array, context: 
     )
 
 
+def flow_time(steps: int) -> float:
+    """Flow time of a whole run of SGD per unit of its first learning rate, sum_k (1 - k / steps)."""
+    return (steps + 1) / 2
+
+
 def _over_runs(function: Any) -> Any:
     """vmap over settings, then over the seeds of each; arguments (state, key, setting)."""
-    return jax.vmap(jax.vmap(function, in_axes=(0, 0, None)))
+    return jax.vmap(jax.vmap(function, in_axes=(0, 0, None)), in_axes=(0, None, 0))
 
 
-@jax.jit(static_argnames=("steps", "batch", "length"))
-def _advance(state, keys, ensemble, *, steps: int, batch: int, length: int):
-    """`steps` steps of every run, and tr(w u) / D after each `[settings, seeds, steps]`."""
+@jax.jit(static_argnames=("stride", "batch", "length"))
+def _advance(state, keys, ensemble, steps, *, stride: int, batch: int, length: int):
+    """`stride` of the `steps` steps of every run, and tr(w u) / D after each `[settings, seeds, stride]`."""
 
     def step(state, key, setting):
         fresh = jax.random.fold_in(key, state.step)
         prompts = linear_regression(
             fresh, batch=batch, length=length, covariance=setting.covariances, noise=setting.noises
         )
-        return linear_attention.step(state, prompts, setting.learning_rates)[0]
+        learning_rate = setting.learning_rates * (1 - state.step / steps)
+        return linear_attention.step(state, prompts, learning_rate)[0]
 
     def advance_all(state, _):
         state = _over_runs(step)(state, keys, ensemble)
         return state, jnp.trace(_products(state), axis1=-2, axis2=-1) / ensemble.thetas.shape[-1]
 
-    state, trace = jax.lax.scan(advance_all, state, length=steps)
+    state, trace = jax.lax.scan(advance_all, state, length=stride)
     return state, jnp.moveaxis(trace, 0, -1)
 
 
@@ -134,7 +143,7 @@ def _risk(state, key, ensemble, *, prompts: int, length: int):
         chunk = lambda key: 2 * linear_attention.loss(state.params, draw(key))
         return jnp.mean(jax.lax.map(chunk, jax.random.split(key, -(-prompts // TEST_CHUNK))))
 
-    return _over_runs(risk)(state, jax.random.split(key, state.step.shape), ensemble)
+    return _over_runs(risk)(state, jax.random.split(key, state.step.shape[1]), ensemble)
 
 
 def _products(state):

@@ -13,7 +13,7 @@ import numpy as np
 from experiments._context import UsageError
 
 START = 0  # the byte that precedes every file and every context window; it does not occur in text
-SMALLEST, LARGEST = 1_000, 64_000  # bytes of a file that may be held out
+SMALLEST, LARGEST = 1_000, 32_000  # bytes of a file that may be held out
 _SKIPPED = {  # of the standard library: other people's packages, tests, and tables that are no text
     "site-packages",
     "dist-packages",

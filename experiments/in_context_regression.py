@@ -23,7 +23,7 @@ from attnjax.tasks import geometric_spectrum, random_rotation, rotated
 from experiments import _gradient_flow as gradient_flow, _plotting
 from experiments._claim import Claim
 from experiments._context import Context, UsageError
-from experiments._sgd_ensemble import Ensemble, Trained, train
+from experiments._sgd_ensemble import Ensemble, Trained, flow_time, train
 from experiments._statistics import Estimate, mean_over_seeds
 
 PAPER = "Zhang, Frei, Bartlett, 2024, Trained Transformers Learn Linear Models In-Context, JMLR 25(49), arXiv 2306.09927"
@@ -51,11 +51,11 @@ class Config:
     theta: Literal["random", "identity"] = "random"
     """Shape of the start in the rotated settings; a random one does not commute with the covariance."""
     learning_rate: float | None = None
-    """Of SGD. Default: the flow time that comes within 0.5% of the least risk, divided by the number of steps."""
+    """Of SGD's first step; it falls linearly to zero. Default: what covers the flow time to within 0.5% of the least risk."""
     steps: int | None = None
     """Steps of SGD, rounded up to a multiple of `checkpoints`. Default: what keeps to `stiffness`."""
-    stiffness: float = 0.05
-    """Learning rate times the largest curvature, for the default number of steps; small is close to gradient flow."""
+    stiffness: float = 0.1
+    """First learning rate times the largest curvature, for the default number of steps; small is close to the flow."""
     batch: int = 256
     """Fresh prompts per step and seed."""
     seeds: int = 16
@@ -72,7 +72,7 @@ class Config:
     @classmethod
     def quick(cls) -> "Config":
         """Small sizes for continuous integration: the same claims in under a minute on two cores."""
-        return cls(batch=128, seeds=8, checkpoints=16, test_prompts=32768)
+        return cls(batch=128, seeds=8, checkpoints=16, test_prompts=32768, test_lengths=(5, 40))
 
     def check(self) -> None:
         """Refuse impossible settings.
@@ -174,23 +174,23 @@ def start_of(theta: jax.Array, config: Config) -> theory.Blocks:
 
 
 def schedule(config: Config, problems: list[tuple[theory.Task, jax.Array]]) -> tuple[int, list[float]]:
-    """Number of SGD steps, common to all settings, and the learning rate of each."""
+    """Number of SGD steps, common to all settings, and the first learning rate of each."""
     needed = [gradient_flow.time_to_risk(start_of(theta, config), task, excess=EXCESS) for task, theta in problems]
     steps = config.steps
     if steps is None:
         stiffest = [gradient_flow.curvatures(task)[1] for task, _ in problems]
         rates = [config.learning_rate or config.stiffness / curvature for curvature in stiffest]
-        steps = max(math.ceil(time / rate) for time, rate in zip(needed, rates, strict=True))
+        steps = max(math.ceil(2 * time / rate) for time, rate in zip(needed, rates, strict=True))
     steps = config.checkpoints * math.ceil(steps / config.checkpoints)
-    return steps, [config.learning_rate or time / steps for time in needed]
+    return steps, [config.learning_rate or time / flow_time(steps) for time in needed]
 
 
 def solve(given: tuple[theory.Task, jax.Array], learning_rate: float, config: Config, steps: int) -> Setting:
     """Integrate one setting's gradient flow, to its limit and over the time that SGD covers."""
     task, theta = given
     start = start_of(theta, config)
-    whole = gradient_flow.follow(start, task, jnp.linspace(0.0, gradient_flow.time_to_converge(start, task), 200))
-    times = jnp.linspace(0.0, learning_rate * steps, 401)
+    whole = gradient_flow.follow(start, task, jnp.linspace(0.0, gradient_flow.time_to_converge(start, task), gradient_flow.POINTS))
+    times = jnp.linspace(0.0, learning_rate * flow_time(steps), gradient_flow.POINTS)
     path = gradient_flow.follow(start, task, times)
     products = path.w[:, None, None] * path.u
     invariant = whole.w**2 - jnp.sum(whole.u**2, axis=(1, 2))
@@ -294,22 +294,21 @@ def sgd_claims(result: Result) -> list[Claim]:
     return [
         Claim.equal(
             "sgd-half-time",
-            f"Identity covariance, {where}, {runs}: SGD's product tr(w u) / D is halfway to its limit at the time (learning "
-            "rate times steps) ln(p*/p0 - 1) / (2 sqrt D).",
+            f"Identity covariance, {where}, {runs}: SGD's product tr(w u) / D is halfway to its limit at the time (sum of "
+            "the learning rates) ln(p*/p0 - 1) / (2 sqrt D).",
             f"Own derivation from Lemma 5.2 of {PAPER}",
             predicted=half,
             measured=half_mean,
             interval=half_interval,
             relative_tolerance=0.05,
-            reason="A finite learning rate lags behind the flow by about half of stiffness, and batch noise on the plateau "
-            "shifts the time of the rise.",
+            reason="A finite learning rate lags behind the flow, and batch noise on the plateau shifts the time of the rise.",
             assumptions_hold=0 < half < sgd.times[ISOTROPIC, -1],
         ),
         *(final_risk_claim(result, index) for index in (ISOTROPIC, ANISOTROPIC)),
         Claim.at_most(
             "sgd-product",
-            f"{spectrum_of(result)}, {where}, {runs}: relative distance of SGD's w u from gradient flow's at the same time, "
-            "|w u - A|_F / |A|_F, root mean square over the spectrum of what the risk sees (weighted by S on both sides).",
+            f"{spectrum_of(result)}, {where}, {runs}: distance of SGD's w u from gradient flow's A at the same time, as "
+            "the risk sees it: |S^(1/2) (w u - A) S^(1/2)|_F / |S^(1/2) A S^(1/2)|_F.",
             f"Lemma 5.2 of {PAPER}",
             predicted=0.0,
             measured=product,
@@ -344,8 +343,7 @@ def final_risk_claim(result: Result, index: int) -> Claim:
         measured=measured,
         interval=interval,
         relative_tolerance=0.03,
-        reason="Gradient flow at SGD's end is within 0.5%, batch noise leaves SGD slightly above the minimum, and the test set "
-        "is finite.",
+        reason="Gradient flow at SGD's end is within 0.5%, batch noise leaves SGD a little higher, and the test set is finite.",
         assumptions_hold=bool(setting.risks[-1] <= (1 + 2 * EXCESS) * least) and scale_is_small(result, index),
     )
 
@@ -427,13 +425,13 @@ def half_time(result: Result) -> jax.Array:
 
 def half_times(result: Result) -> np.ndarray:
     """When each isotropic SGD run is halfway, by linear interpolation between steps; NaN where it never is `[seeds]`."""
-    rate, runs = result.sgd.learning_rates[ISOTROPIC], result.sgd.products[ISOTROPIC]
+    times, runs = result.sgd.times[ISOTROPIC], result.sgd.products[ISOTROPIC]
     half = float(closed_form(result, np.inf)) / 2
     after = np.argmax(runs > half, axis=1)
     before = np.maximum(after - 1, 0)
     low, high = (np.take_along_axis(runs, at[:, None], axis=1)[:, 0] for at in (before, after))
     fraction = (half - low) / np.where(high > low, high - low, 1.0)
-    return np.where(after > 0, rate * (before + 1 + fraction), np.nan)
+    return np.where(after > 0, times[before] + fraction * (times[after] - times[before]), np.nan)
 
 
 def product_errors(result: Result) -> np.ndarray:
@@ -484,9 +482,9 @@ def plot_loss(result: Result) -> Figure:
         axes.axhline(least, color="gray", linestyle=":", label=f"least possible, {least:.3f}")
         _plotting.theory(axes, setting.times, setting.risks / 2, label="gradient flow (theory)")
         losses = mean_over_seeds(result.sgd.risks[index] / 2)
-        draw(axes, result.sgd.times[index], losses, f"SGD, {result.config.seeds} seeds, 95%")
+        draw(axes, result.sgd.times[index, result.sgd.checkpoints], losses, f"SGD, {result.config.seeds} seeds, 95%")
         axes.set_ylim(bottom=0)
-        _plotting.label(axes, "time: learning rate x steps", "loss: half squared error", SETTINGS[index])
+        _plotting.label(axes, "time: sum of the learning rates", "loss: half squared error", SETTINGS[index])
     return figure
 
 
@@ -495,9 +493,9 @@ def plot_rise(result: Result) -> Figure:
     figure, axes = _plotting.new_figure()
     setting, sgd = result.settings[ISOTROPIC], result.sgd
     _plotting.theory(axes, setting.times, closed_form(result, setting.times), label="closed form")
-    stride = sgd.steps // result.config.checkpoints
-    draw(axes, sgd.times[ISOTROPIC], mean_over_seeds(sgd.products[ISOTROPIC, :, stride - 1 :: stride]), "SGD, mean and 95%")
-    _plotting.label(axes, "time: learning rate x steps", "product of the blocks, tr(w u) / D", "one abrupt rise")
+    products = mean_over_seeds(sgd.products[ISOTROPIC][:, sgd.checkpoints])
+    draw(axes, sgd.times[ISOTROPIC, sgd.checkpoints], products, "SGD, mean and 95%")
+    _plotting.label(axes, "time: sum of the learning rates", "product of the blocks, tr(w u) / D", "one abrupt rise")
     return figure
 
 

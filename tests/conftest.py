@@ -1,4 +1,4 @@
-"""What every test runs under: eight simulated CPU devices, no silent broadcasting of ranks, fixed seeds, no cached programs."""
+"""What every test runs under: eight simulated devices, no silent broadcasting of ranks, fixed seeds, nothing cached."""
 
 import importlib.util
 import itertools

@@ -14,7 +14,7 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 def python_blocks() -> list:
     """Every Python block, with the heading above it as its name."""
     found, heading = [], ""
-    for match in re.finditer(r"^#+ (?P<heading>.*)$|^```python\n(?P<code>.*?)^```$", TEXT, re.MULTILINE | re.DOTALL):
+    for match in re.finditer(r"^#+ (?P<heading>.*)$|^```python\n(?P<code>[\s\S]*?)^```$", TEXT, re.MULTILINE):
         if match["code"] is None:
             heading = match["heading"]
         else:

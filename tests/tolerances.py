@@ -1,7 +1,7 @@
 """How far two computations of the same thing may lie apart: the one table, with reasons.
 
-The error is relative and scale free: RMS(got - want) / RMS(want), as a whole array must be right and single small entries
-need not be. Beside it a bound on the largest single error keeps one wrong row in a large array from drowning in the mean.
+The error is relative and scale free: RMS(got - want) / RMS(want), as a whole array must be right and small entries
+need not be. Beside it a bound on the largest single error keeps one wrong row from drowning in a large array.
 """
 
 from typing import Any, NamedTuple
@@ -32,21 +32,21 @@ TOLERANCES = {
         1e-12,
         1e-12,
         1e-12,
-        "Rounding is 1e-16; sums over a few hundred keys in another order, divided by sums as large, cost up to 1e3 of it.",
+        "Rounding is 1e-16; ratios of sums over a few hundred keys, taken in another order, cost up to 1e3 times that.",
     ),
     "float32": Tolerance(
         1e-5,
         1e-5,
         5e-5,
-        "Rounding is 6e-8; short sums lose little of it, so the bound is stricter than float64's factor. A second derivative "
-        "subtracts terms that nearly cancel.",
+        "Rounding is 6e-8; errors of short sums mostly cancel, so this is a smaller multiple of it than in float64. "
+        "A second derivative subtracts terms that are nearly equal.",
     ),
     "float16": Tolerance(
         1e-3,
         3e-3,
         1e-2,
-        "Against float32 from the same rounded inputs. Rounding the output alone is 5e-4 at worst, 3e-4 RMS; products of "
-        "weights with values may run in float16 on accelerators, and a derivative multiplies two such.",
+        "Against float32 from the same rounded inputs. Rounding the output alone is 5e-4 at worst; products of weights "
+        "with values may run in float16 on accelerators, and a derivative multiplies two such.",
     ),
     "bfloat16": Tolerance(
         6e-3,
@@ -56,8 +56,8 @@ TOLERANCES = {
     ),
 }
 PEAK = 16
-"""The largest single error, relative to the largest entry, may be this many times the bound on the RMS: errors of rounding
-have no heavier tails than that in arrays of up to 1e6 entries, and a wrong row does."""
+"""The largest single error, relative to the largest entry, may be this many times the bound on the RMS: rounding has no
+heavier tails than that in arrays of up to 1e6 entries, a wrong row does."""
 
 
 def assert_close(got: Any, want: Any, *, kind: str = "value", dtype: Any = None) -> None:
@@ -74,7 +74,8 @@ def assert_close(got: Any, want: Any, *, kind: str = "value", dtype: Any = None)
     assert got_tree == want_tree, f"different structures: got {got_tree}, want {want_tree}"
     for number, (one, other) in enumerate(zip(got_leaves, want_leaves, strict=True)):
         name = jnp.dtype(dtype or jnp.result_type(one)).name
-        _assert_array_close(np.asarray(one), np.asarray(other), getattr(TOLERANCES[name], kind), f"{kind} {number}, {name}")
+        bound = getattr(TOLERANCES[name], kind)
+        _assert_array_close(np.asarray(one), np.asarray(other), bound, f"{kind} {number}, {name}")
 
 
 def _assert_array_close(got: np.ndarray, want: np.ndarray, bound: float, label: str) -> None:

@@ -72,7 +72,8 @@ def linear_regression(
     x_query = _times(jax.random.normal(query_key, (batch, d), dtype), input_root)
     w = _times(jax.random.normal(task_key, (batch, d), dtype), task_root)
     errors = jnp.asarray(noise, dtype) * jax.random.normal(noise_key, (batch, length), dtype)
-    return Prompts(x, jnp.einsum("bnd,bd->bn", x, w) + errors, x_query, jnp.einsum("bd,bd->b", x_query, w))
+    y = jnp.sum(x * w[:, None], axis=-1) + errors  # products and sums: XLA's CPU matrix products are slow at such sizes
+    return Prompts(x, y, x_query, jnp.sum(x_query * w, axis=-1))
 
 
 def prompt_tokens(prompts: Prompts) -> Float[Array, "B N+1 D+1"]:

@@ -1,0 +1,350 @@
+"""A byte-level Transformer learns real text, with any attention: bits per byte, and how its attention evolves.
+
+Trains a small pre-norm Transformer on text split by file (by default Python's own standard library) and compares its bits
+per byte on the held-out files with a unigram, a bigram and gzip. While it trains, the entropy of the attention, the
+attention on the first position (the sink) and the attention that each key receives are measured for every layer and head,
+streamed beside the output. A second model, which differs in its attention only, is trained for comparison.
+
+    --text FILE ...   other text          --attention NAME   other weights         --window, --sinks, --positions
+    --resume          go on after Ctrl-C, a kill or a power cut: the result is the same to the last bit
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import _lm_model as lm, _lm_training as training, _plotting, _text
+from experiments._claim import Claim
+from experiments._context import Context, UsageError
+from experiments._statistics import mean_over_seeds
+
+GU = "Gu, Pang, Du, Liu, Zhang, Du, Wang, Lin, 2025, When Attention Sink Emerges in Language Models, arXiv 2410.10781"
+RESAMPLES = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the model, its training and its text."""
+
+    text: tuple[Path, ...] = ()
+    """Text files or folders to learn from. Default: the standard library of the running Python."""
+    attention: lm.Attention = "softmax"
+    """How scores become weights."""
+    compare: lm.Attention | Literal["none"] = "sigmoid"
+    """Attention of the second model."""
+    positions: lm.Positions = "rotary"
+    """How the model knows positions; with "none" the causal mask alone tells."""
+    window: int | None = None
+    """Let a position see only this many positions back. Default: all."""
+    sinks: int = 0
+    """First positions that stay visible beside the window."""
+    layers: int = 4
+    """Blocks."""
+    width: int = 128
+    """Model dimension, D."""
+    heads: int = 4
+    """Query heads of a layer, N."""
+    kv_heads: int | None = None
+    """Key/value heads, K, a divisor of N. Default: N."""
+    context: int = 128
+    """Bytes that the model sees, T."""
+    batch: int = 16
+    """Windows in a step."""
+    steps: int = 1000
+    """Optimizer steps of each model."""
+    learning_rate: float = 3e-3
+    """Peak rate of AdamW, reached after a tenth of the steps (at most 100), then decaying to a twentieth."""
+    weight_decay: float = 0.1
+    """Of AdamW, on matrices."""
+    held_out_bytes: int = 200_000
+    """Least size of the held-out text."""
+    measurements: int = 16
+    """Times at which attention is measured, spaced evenly in the logarithm of the step."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+    prompt: str = "\n"
+    """Start of the samples."""
+    sample_length: int = 400
+    """Bytes of a sample."""
+    temperature: float = 0.8
+    """Of the samples."""
+    seed: int = 0
+    """Of the initial parameters, the order of the data and the samples."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the output folder."""
+
+    def __post_init__(self):
+        small = {n: getattr(self, n) for n in ("steps", "batch", "measurements", "checkpoint_every", "held_out_bytes")}
+        for name, value in {**small, "sample_length": self.sample_length, "temperature": self.temperature}.items():
+            if not value > 0:
+                raise UsageError(f"--{name.replace('_', '-')}: got {value}, wanted a positive number.")
+        if self.context < 8:
+            raise UsageError(f"--context: got {self.context}, wanted at least 8 bytes.")
+        if self.attention == self.compare:
+            raise UsageError(f"--compare: got {self.compare}, which is --attention too; name another one, or none.")
+
+    @classmethod
+    def quick(cls) -> "Config":
+        """About a minute on two cores: a smaller model, fewer steps."""
+        small = dict(layers=2, width=96, heads=3, context=64, batch=32, steps=350, held_out_bytes=60_000)
+        return cls(**small, measurements=10, sample_length=200)
+
+
+class Course(NamedTuple):
+    """One model's training.
+
+    Attributes:
+        attention: Its name.
+        file_bits: `[F]` bits of each held-out file.
+        bits_per_byte: On the held-out text.
+        losses: `[steps]` training loss in bits per byte.
+        measured_at: `[M]` steps done when attention was measured.
+        measured: `Measured`, with a leading axis M.
+        sample: Text that it wrote.
+        tokens_per_second: While training in this process.
+    """
+
+    attention: str
+    file_bits: np.ndarray
+    bits_per_byte: float
+    losses: np.ndarray
+    measured_at: np.ndarray
+    measured: lm.Measured
+    sample: str
+    tokens_per_second: float | None
+
+
+class Result(NamedTuple):
+    """What was found.
+
+    Attributes:
+        origin: Where the text comes from.
+        train_bytes: Size of the training text.
+        files: Names of the held-out files.
+        file_bytes: `[F]` their sizes.
+        baseline_bits: Bits of each held-out file under "unigram", "bigram" and "gzip".
+        baselines: The same in bits per byte of the held-out text.
+        context: T.
+        courses: The models.
+    """
+
+    origin: str
+    train_bytes: int
+    files: tuple[str, ...]
+    file_bytes: np.ndarray
+    baseline_bits: dict[str, np.ndarray]
+    baselines: dict[str, float]
+    context: int
+    courses: tuple[Course, ...]
+
+
+def run(config: Config, context: Context) -> Result:
+    """Train the models, one after the other, and evaluate them."""
+    names = [config.attention] + ([] if config.compare == "none" else [config.compare])
+    if config.resume and not any((context.out / "checkpoints" / config.attention).glob("[0-9]*")):
+        raise UsageError(f"--resume: no checkpoint in {context.out / 'checkpoints'}; start without --resume, or name --out.")
+    corpus = _text.load(config.text, held_out_bytes=config.held_out_bytes)
+    sizes = np.array([len(content) for content in corpus.held_out])
+    context.console.print(
+        f"Text: {corpus.origin}; {len(corpus.train) / 1e6:.2f} MB to learn from, "
+        f"{sizes.sum() / 1e3:.0f} kB in {len(sizes)} pieces held out.",
+        highlight=False,
+    )
+    baseline_bits = {
+        "unigram": _text.unigram_bits(corpus.train, corpus.held_out),
+        "bigram": _text.bigram_bits(corpus.train, corpus.held_out),
+        "gzip": _text.gzip_bits(corpus.held_out),
+    }
+    baselines = {name: float(bits.sum() / sizes.sum()) for name, bits in baseline_bits.items()}
+    courses = tuple(_course(config, name, corpus, context) for name in names)
+    for name, bits in [(course.attention, course.bits_per_byte) for course in courses] + list(baselines.items()):
+        context.console.print(f"  {name:<18}{bits:.4f} bits per byte, held out", highlight=False)
+    (context.out / "samples.txt").write_text("\n".join(f"--- {c.attention} ---\n{c.sample}\n" for c in courses))
+    context.console.print(f"\n{names[0]} wrote:", courses[0].sample, sep="\n", markup=False, highlight=False)
+    return Result(
+        corpus.origin, len(corpus.train), corpus.names, sizes, baseline_bits, baselines, config.context, courses
+    )
+
+
+def _course(config: Config, attention: lm.Attention, corpus: _text.Corpus, context: Context) -> Course:
+    trained = training.train(config, attention, corpus, context)
+    parts, params = trained.parts, trained.params
+    bits = training.file_bits(parts, params, corpus.held_out, context=config.context)
+    prompt = config.prompt.encode()
+    options = dict(context=config.context, length=config.sample_length, temperature=config.temperature)
+    sample = lm.generate(parts.model(params), jax.random.fold_in(context.key, 2), prompt, **options)
+    return Course(
+        attention=attention,
+        file_bits=bits,
+        bits_per_byte=float(bits.sum() / sum(map(len, corpus.held_out))),
+        losses=trained.losses,
+        measured_at=trained.measured_at,
+        measured=trained.measured,
+        sample=(prompt + sample).decode(errors="replace"),
+        tokens_per_second=trained.tokens_per_second,
+    )
+
+
+def difference(result: Result, course: Course, baseline: str) -> tuple[float, tuple[float, float]]:
+    """Bits per byte of the model minus the baseline's, and its 95% interval: percentile bootstrap over held-out files."""
+    gain = course.file_bits - result.baseline_bits[baseline]
+    files = len(gain)
+    drawn = np.random.default_rng(0).integers(0, files, (RESAMPLES, files))
+    resampled = gain[drawn].sum(1) / result.file_bytes[drawn].sum(1)
+    measured = float(gain.sum() / result.file_bytes.sum())
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return measured, (min(float(low), measured), max(float(high), measured))
+
+
+def growth(values: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """Last minus first of `[M, L, N]`, averaged over heads, with its 95% Student-t interval over the L N heads."""
+    change = (values[-1] - values[0]).reshape(-1)
+    if len(change) < 2:
+        return float(change[0]), (-np.inf, np.inf)
+    estimate = mean_over_seeds(change)
+    return float(estimate.mean), (float(estimate.low), float(estimate.high))
+
+
+def claims(result: Result) -> list[Claim]:
+    """What is held against the measurements."""
+    main = result.courses[0]
+    found = [_beats(result, main, "gzip", GZIP), _beats(result, main, "bigram", BIGRAM), _sink_grows(result, main)]
+    for other in result.courses[1:]:
+        found += [_sink_stays(result, other), _sink_weight_stays(result, other)]
+    return found
+
+
+GZIP = "the held-out files in one gzip -9 stream, each costing what it adds to the stream"
+BIGRAM = "a bigram model of the training files that backs off to the unigram, its strength fitted by leave-one-out"
+
+
+def _beats(result: Result, course: Course, baseline: str, described: str) -> Claim:
+    measured, interval = difference(result, course, baseline)
+    return Claim.at_most(
+        f"beats-{baseline}",
+        f"On {len(result.files)} held-out pieces of text the {course.attention} Transformer needs fewer bits per byte "
+        f"({course.bits_per_byte:.3f}) than {described} ({result.baselines[baseline]:.3f}); measured is the difference.",
+        "own test: the model learns more than a text's local statistics",
+        predicted=0.0,
+        measured=measured,
+        interval=interval,
+        tolerance=0.0,
+        reason="A sign: any difference below zero will do. Interval: bootstrap over held-out files.",
+    )
+
+
+_SHARE = (
+    "the share of a row's attention that goes to the first position, averaged over held-out windows and the queries of "
+    "their second half, for which uniform attention gives {uniform:.3f}; last minus first measurement, over all heads"
+)
+
+
+def _share(result: Result) -> str:
+    return _SHARE.format(uniform=lm.uniform_sink(result.context, start=result.context // 2))
+
+
+def _sink_grows(result: Result, course: Course) -> Claim:
+    measured, interval = growth(course.measured.far_share)
+    return Claim.at_least(
+        "sink-grows",
+        f"With {course.attention} attention a sink grows on the first position: {_share(result)}.",
+        f"{GU}, section 4",
+        predicted=0.0,
+        measured=measured,
+        interval=interval,
+        tolerance=0.0,
+        reason="A sign: the paper trains larger models for longer and gives no value for this size. Interval over heads.",
+        assumptions_hold=course.attention == "softmax",
+    )
+
+
+def _sink_stays(result: Result, course: Course) -> Claim:
+    measured, interval = growth(course.measured.far_share)
+    return Claim.at_most(
+        "no-sink-share",
+        f"With {course.attention} attention none grows: {_share(result)}, weights divided by the row's sum.",
+        f"{GU}, section 7 (sigmoid attention without normalization)",
+        predicted=0.0,
+        measured=measured,
+        interval=interval,
+        tolerance=0.01,
+        reason="A share of one hundredth, about what uniform attention gives, counts as none.",
+        assumptions_hold=course.attention == "sigmoid",
+    )
+
+
+def _sink_weight_stays(result: Result, course: Course) -> Claim:
+    measured, interval = growth(course.measured.sink)
+    return Claim.at_most(
+        "no-sink-weight",
+        f"With {course.attention} attention the weight on the first position itself, not divided by the row's sum and "
+        f"averaged over all queries, does not grow; last minus first measurement, over all heads.",
+        f"{GU}, section 7 (sigmoid attention without normalization)",
+        predicted=0.0,
+        measured=measured,
+        interval=interval,
+        tolerance=0.01,
+        reason="One hundredth of a weight that may be 1 counts as none.",
+        assumptions_hold=course.attention == "sigmoid",
+    )
+
+
+def plot(result: Result) -> dict[str, Figure]:
+    """Loss against the baselines; entropy and sink by layer and head over training; attention received by each key."""
+    return {"loss": _plot_loss(result), "attention": _plot_attention(result), "key_mass": _plot_key_mass(result)}
+
+
+def _plot_loss(result: Result) -> Figure:
+    figure, axes = _plotting.new_figure()
+    for color, course in zip(_plotting.COLORS, result.courses, strict=False):
+        steps = np.arange(1, len(course.losses) + 1)
+        axes.plot(steps, course.losses, color=color, linewidth=0.6, alpha=0.35)
+        held_out = f"{course.attention}, held-out batch (all held-out text: {course.bits_per_byte:.2f})"
+        axes.plot(course.measured_at[1:], course.measured.bits[1:], "o-", color=color, markersize=3.5, label=held_out)
+    for (name, bits), style in zip(result.baselines.items(), (":", "--", "-"), strict=True):
+        axes.axhline(bits, color="black", linewidth=1, linestyle=style, label=f"{name} ({bits:.2f})")
+    axes.set_ylim(1, 6)
+    axes.set_xscale("log")
+    _plotting.label(axes, "step", "bits per byte", "Thin: training batches")
+    return figure
+
+
+def _plot_attention(result: Result) -> Figure:
+    """One row for the entropy and one for the sink; one line for each head, colored by layer."""
+    panels = [(course, name) for course in result.courses for name in ("entropy", "far_share")]
+    titles = {"entropy": "entropy of attention (nats)", "far_share": "attention on the first position (share)"}
+    figure, all_axes = _plotting.new_figure(len(panels), width=4.2, height=3.6)
+    for axes, (course, name) in zip(all_axes, panels, strict=True):
+        values = getattr(course.measured, name)  # [M, L, N]
+        for layer in range(values.shape[1]):
+            for head in range(values.shape[2]):
+                text = f"layer {layer + 1}" if head == 0 else None
+                color = _plotting.COLORS[layer % len(_plotting.COLORS)]
+                axes.plot(course.measured_at, values[:, layer, head], color=color, linewidth=1.1, label=text)
+        if name == "far_share":
+            uniform = lm.uniform_sink(result.context, start=result.context // 2)
+            axes.axhline(uniform, color="black", linewidth=1, linestyle=":", label="uniform attention")
+            axes.set_ylim(bottom=0, top=max(0.1, *(1.05 * c.measured.far_share.max() for c in result.courses)))
+        axes.set_xscale("symlog", linthresh=1)
+        _plotting.label(axes, "step", titles[name], course.attention)
+    return figure
+
+
+def _plot_key_mass(result: Result) -> Figure:
+    figure, all_axes = _plotting.new_figure(len(result.courses), width=5.0)
+    for axes, course in zip(np.atleast_1d(all_axes), result.courses, strict=True):
+        profile = course.measured.key_mass  # [M, L, N, T]
+        positions = np.arange(1, profile.shape[-1] + 1)
+        axes.plot(positions, profile[0].mean((0, 1)), color="black", linewidth=1, linestyle=":", label="before training")
+        for layer in range(profile.shape[1]):
+            color = _plotting.COLORS[layer % len(_plotting.COLORS)]
+            axes.plot(positions, np.abs(profile[-1, layer]).mean(0), color=color, label=f"layer {layer + 1}")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        title = f"{course.attention}: weight received"
+        _plotting.label(axes, "position of the key", "per query that may see it", title)
+    return figure

@@ -1,0 +1,82 @@
+"""Every implementation against the loops and against each other, over the registry of ``cases.py``."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from attnjax import attend, attention_weights
+from tests.attention.cases import CASES, MASKS, NORMALIZERS, SCORES, SIZES, Case
+from tests.tolerances import assert_close
+
+
+def forms_of(case: Case) -> tuple[str, ...]:
+    return ("dense", "blocks", "rows") if case.streams else ("dense", "rows")
+
+
+def call(case: Case, form: str, floats, integers) -> jax.Array:
+    arrays = floats | integers
+    return attend(
+        *(arrays[x] for x in "qkv"), **case.knobs(arrays), implementation=form, block_sizes=case.blocks
+    )
+
+
+def derivatives(function, floats, tangents, cotangent) -> dict:
+    """Value, jvp, every gradient and the Hessian-vector product of ``<cotangent, function>``."""
+    output, moved = jax.jvp(function, (floats,), (tangents,))
+    loss = lambda floats: (function(floats) * cotangent).sum()
+    gradient, product = jax.jvp(jax.grad(loss), (floats,), (tangents,))
+    return {"value": output, "jvp": moved, "gradient": gradient, "hvp": product}
+
+
+@functools.cache
+def found(case: Case) -> dict:
+    """Everything about a case, from one compilation."""
+    floats, integers = case.draw()
+    tangents, _ = case.draw(seed=1)
+    tangents = {name: tangents[name] - floats[name] for name in floats}
+    cotangent = np.random.default_rng(2).standard_normal((*case.size.batch, case.size.t, case.size.n, case.size.v))
+
+    @jax.jit
+    def everything(floats, integers, tangents, cotangent):
+        forms = {
+            form: derivatives(lambda x, form=form: call(case, form, x, integers), floats, tangents, cotangent)
+            for form in forms_of(case)
+        }
+        arrays = floats | integers
+        return forms, attention_weights(arrays["q"], arrays["k"], **case.knobs(arrays))
+
+    forms, weights = everything(floats, integers, tangents, cotangent)
+    return {"forms": forms, "weights": weights, "loops": case.loops(floats | integers)}
+
+
+def test_the_cases_use_every_entry_and_every_size():
+    for name, table in (("mask", MASKS), ("score", SCORES), ("normalizer", NORMALIZERS)):
+        assert {getattr(case, name) for case in CASES} == set(table)
+    assert {case.size for case in CASES} >= set(SIZES)
+    lengths = {case.size.t for case in CASES}, {case.size.s for case in CASES}
+    assert all(x >= {1, 7, 63, 100, 257} for x in lengths)
+    assert {case.size.n // case.size.k for case in CASES} >= {1, 2, 8}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_case(case):
+    """Values equal the loops'; blocks and rows equal dense in values and derivatives; masked rows are zeros."""
+    forms, weights, loops = (found(case)[x] for x in ("forms", "weights", "loops"))
+    flat = lambda x: np.reshape(x, (case.size.flat, *np.shape(x)[len(case.size.batch) :]))
+    assert_close(flat(weights), loops.weights)
+    for form, got in forms.items():
+        print(form)
+        assert got["value"].dtype == np.float64
+        assert_close(flat(got["value"]), loops.output)
+        assert_close(got["jvp"], forms["dense"]["jvp"], kind="derivative")
+        assert_close(got["gradient"], forms["dense"]["gradient"], kind="derivative")
+        assert_close(got["hvp"], forms["dense"]["hvp"], kind="second")
+        unseen = ~np.isfinite(loops.scores).any(-1).swapaxes(1, 2)  # [B, T, N]
+        for name in ("value", "jvp"):
+            np.testing.assert_array_equal(flat(got[name])[unseen], 0)
+        for name in ("gradient", "hvp"):
+            np.testing.assert_array_equal(flat(got[name]["q"])[unseen], 0)
+            assert all(np.isfinite(x).all() for x in jax.tree.leaves(got[name]))

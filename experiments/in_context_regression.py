@@ -72,7 +72,7 @@ class Config:
     @classmethod
     def quick(cls) -> "Config":
         """Small sizes for continuous integration: the same claims in under a minute on two cores."""
-        return cls(batch=128, seeds=8, checkpoints=16, test_prompts=32768, test_lengths=(5, 40))
+        return cls(condition_number=2.0, stiffness=0.07, batch=128, seeds=8, checkpoints=12, test_prompts=32768, test_lengths=(5, 40))
 
     def check(self) -> None:
         """Refuse impossible settings.

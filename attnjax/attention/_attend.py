@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from attnjax._typing import FloatScalar
-from attnjax.attention import _cudnn, _forms, _validate
+from attnjax.attention import _forms, _validate
 from attnjax.attention import statistics as _statistics
 from attnjax.attention._plan import BlockSizes, Explanation, Request, choose, describe
 from attnjax.attention._problem import Problem
@@ -39,13 +39,14 @@ def _request(q, k, v, mask, score, normalizer, scale, implementation, stats, blo
     )
 
 
-@functools.partial(jax.jit, static_argnames=("form", "block_q", "block_kv", "vectorized"))
-def _run(q, k, v, mask, score, normalizer, scale, stats, *, form, block_q, block_kv, vectorized):
+@functools.partial(jax.jit, static_argnames=("form", "block_q", "block_kv", "vectorized", "fused"))
+def _run(q, k, v, mask, score, normalizer, scale, stats, *, form, block_q, block_kv, vectorized, fused):
     layout = functools.partial(Problem, q, k, v, mask=mask, score=score, scale=scale)
     problem = layout(normalizer=normalizer, stats=stats, block_q=block_q, block_kv=block_kv)
     if normalizer.counts:
         problem.add_count(_forms.visible_count(problem, vectorized))
-    execution = _forms.Whole(problem) if form == "dense" else _forms.Streamed(problem, vectorized)
+    kernel = None if fused is None else fused.kernel()
+    execution = _forms.Whole(problem) if form == "dense" else _forms.Streamed(problem, vectorized, kernel)
     return _forms.gather(problem, execution, v.dtype)
 
 
@@ -102,23 +103,21 @@ def attend(
     """
     request = _request(q, k, v, mask, score, normalizer, scale, implementation, stats, block_sizes)
     plan = choose(request)
-    if plan.form == "cudnn":
-        output, found = _cudnn.attend(request), {}
-    else:
-        output, found = _run(
-            q,
-            k,
-            v,
-            request.mask,
-            request.score,
-            request.normalizer,
-            request.scale,
-            request.stats,
-            form=plan.form,
-            block_q=plan.block_q,
-            block_kv=plan.block_kv,
-            vectorized=plan.vectorized,
-        )
+    output, found = _run(
+        q,
+        k,
+        v,
+        request.mask,
+        request.score,
+        request.normalizer,
+        request.scale,
+        request.stats,
+        form=plan.form,
+        block_q=plan.block_q,
+        block_kv=plan.block_kv,
+        vectorized=plan.vectorized,
+        fused=plan.fused,
+    )
     return (output, found) if request.stats else output
 
 
@@ -185,9 +184,9 @@ def _weights(q, k, mask, score, normalizer, scale):
 
 
 def explain(
-    q: Float[Array, "*B T N H"],
-    k: Float[Array, "*B S K H"],
-    v: Float[Array, "*B S K V"],
+    q: Float[Array | jax.ShapeDtypeStruct, "*B T N H"],
+    k: Float[Array | jax.ShapeDtypeStruct, "*B S K H"],
+    v: Float[Array | jax.ShapeDtypeStruct, "*B S K V"],
     *,
     mask: Mask | None = None,
     score: Score | None = None,

@@ -38,6 +38,13 @@ def component(cls: type[C]) -> type[C]:
     return jax.tree_util.register_dataclass(cls, data_fields=data, meta_fields=meta)
 
 
+def as_array(value: Any, dtype: Any = None) -> Any:
+    """The value as an array; numbers become NumPy arrays, so that they stay known while ``jit`` traces."""
+    if isinstance(value, jax.Array):
+        return value if dtype is None else value.astype(dtype)
+    return np.asarray(value, dtype)
+
+
 @dataclasses.dataclass(frozen=True)
 class Leaf:
     """One array of a component, its axes, and the name under which an error speaks of it."""

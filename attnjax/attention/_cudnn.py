@@ -1,21 +1,120 @@
-"""cuDNN's fused attention, through ``jax.nn``."""
+"""cuDNN's fused attention, through ``jax.nn``: forward and reverse; every other derivative is streamed."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from attnjax.attention import masks, normalizers, scores
+from attnjax.attention._fold import Kernel
 
-_SUPPORTED = "plain softmax of scaled dot products in float16 or bfloat16, unmasked or causal() with offset 0"
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The part of a call that cuDNN is told."""
+
+    scale: float
+    causal: bool
+    window: tuple[int, int] | None
+
+
+def _static(value: Any) -> Any:
+    """A concrete scalar as a Python number; None for a traced value or an array of several."""
+    if isinstance(value, jax.core.Tracer) or np.ndim(value) != 0:
+        return None
+    return np.asarray(value).item()
+
+
+def settings(request: Any) -> Settings | str:
+    """How to ask cuDNN for this call, or why it cannot be asked."""
+    scale = _static(request.scale)
+    if scale is None:
+        return "the scale must be a number known before tracing"
+    if type(request.score) is not type(scores.dot_product()):
+        return "only the plain scaled dot product is supported as a score"
+    softmax = request.normalizer
+    plain = isinstance(softmax, type(normalizers.softmax())) and not jax.tree.leaves(softmax)
+    if not plain or softmax.tie_factor is not None:
+        return "only plain softmax is supported as a normalizer"
+    if request.stats:
+        return "statistics are not available"
+    if request.q.dtype not in (jnp.float16, jnp.bfloat16):
+        return f"dtype {request.q.dtype} is not supported, float16 and bfloat16 are"
+    widths = {request.q.shape[-1], request.v.shape[-1]}
+    if len(widths) > 1 or max(widths) > 256 or max(widths) % 8:
+        return f"head dimensions {sorted(widths)} are not supported: H = V, a multiple of 8, at most 256"
+    return _mask_settings(request, scale)
+
+
+def _mask_settings(request: Any, scale: float) -> Settings | str:
+    mask = request.mask
+    if mask is None:
+        return Settings(scale, False, None)
+    if isinstance(mask, type(masks.causal())) and _static(mask.offset) == 0:
+        return Settings(scale, True, None)
+    if isinstance(mask, type(masks.window(0))) and request.q.shape[-3] == request.k.shape[-3]:
+        left, right = _static(mask.left), _static(mask.right)
+        if left is not None and right == 0:
+            return Settings(scale, True, (left, 0))
+    return "only causal() and, where T = S, window(left) with numbers known before tracing are supported as masks"
 
 
 def refusal(request: Any) -> str | None:
-    """Why cuDNN cannot run this call, or None."""
+    """Why cuDNN cannot run this call here, or None."""
     if jax.default_backend() != "gpu":
-        return f"needs an NVIDIA GPU, this is {jax.default_backend()}; use implementation='auto'"
-    return "unsupported"
+        return f"it needs an NVIDIA GPU and this is {jax.default_backend()}; use implementation='auto'"
+    found = settings(request)
+    return f"{found}; use implementation='blocks'" if isinstance(found, str) else None
 
 
-def attend(request: Any) -> jax.Array:
-    raise NotImplementedError
+@dataclasses.dataclass(frozen=True)
+class Fused:
+    """A fold by ``jax.nn.dot_product_attention``: its output and logsumexp are the sums taken at that log scale."""
+
+    settings: Settings
+    backend: str = "cudnn"
+
+    def kernel(self) -> Kernel:
+        return Kernel(self.run, (0, 1, 2), self.backward)
+
+    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, residual: bool) -> Any:
+        return jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            scale=self.settings.scale,
+            is_causal=self.settings.causal,
+            local_window_size=self.settings.window,
+            implementation=self.backend,  # pyright: ignore[reportArgumentType]
+            return_residual=residual,
+        )
+
+    def _flat(self, x: jax.Array, heads: int) -> jax.Array:
+        """``[*B, T, K, G, H]`` or ``[*B, S, K, H]`` as ``[B, length, heads, H]``."""
+        lead = x.ndim - (4 if heads == 2 else 3)
+        points = int(np.prod(x.shape[:lead]))
+        return x.reshape(points, x.shape[lead], -1, x.shape[-1])
+
+    def run(self, q: jax.Array, k: jax.Array, v: jax.Array, *_: jax.Array) -> tuple[jax.Array, ...]:
+        """Log scale (the logsumexp), sums of weighted values at it (the output), and masses at it (ones)."""
+        output, lse = self._attend(self._flat(q, 2), self._flat(k, 1), self._flat(v, 1), True)
+        rows = q.shape[:-1]
+        dtype = jnp.float32
+        return lse.reshape(rows).astype(dtype), output.reshape(*rows, -1).astype(dtype), jnp.ones(rows, dtype)
+
+    def backward(self, scale: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array):
+        """Cotangents of q, k, v. That of the mass is implied: the masses sum to one at this scale."""
+        total = rest[-2]
+        flat = self._flat(q, 2), self._flat(k, 1), self._flat(v, 1)
+        _, pull = jax.vjp(lambda *x: self._attend(*x, False), *flat)
+        found = pull(total.reshape(flat[0].shape[:-1] + (v.shape[-1],)).astype(q.dtype))
+        return tuple(g.reshape(x.shape) for g, x in zip(found, (q, k, v), strict=True))
+
+
+def fused(request: Any, backend: str = "cudnn") -> Fused:
+    """The fused fold of a call that ``refusal`` lets through."""
+    found = settings(request)
+    assert isinstance(found, Settings)
+    return Fused(found, backend)

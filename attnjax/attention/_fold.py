@@ -50,6 +50,47 @@ class Tile:
 
 
 @dataclasses.dataclass(frozen=True)
+class Kernel:
+    """Another implementation of a fold: a fused kernel that computes the same outputs from the same operands.
+
+    Derivatives stay those of the tile function. Where the kernel has a backward pass of its own, that runs the fold's
+    cotangents; whatever else is asked for (forward mode, higher orders, gradients of other operands) is streamed.
+
+    Attributes:
+        run: ``run(*operands) -> outputs``.
+        moving: the operands whose cotangents ``backward`` computes.
+        backward: ``backward(*outputs' log scale, *operands, *cotangents) -> cotangents of moving``; None to stream.
+    """
+
+    run: Callable
+    moving: tuple[int, ...] = ()
+    backward: Callable | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mapped:
+    """A kernel's function under ``vmap``; results without a mapped axis are summed over it."""
+
+    function: Callable
+    in_axes: tuple[int | None, ...]
+    out_axes: tuple[int | None, ...]
+
+    def __call__(self, *arrays):
+        outs = jax.vmap(self.function, in_axes=self.in_axes)(*arrays)
+        return tuple(o.sum(0) if a is None else jnp.moveaxis(o, 0, a) for o, a in zip(outs, self.out_axes, strict=True))
+
+
+def _mapped_kernel(kernel: Kernel, in_axes: tuple[int | None, ...], plan: "Plan") -> Kernel:
+    outs = (0,) * len(plan.outputs)
+    run = _Mapped(kernel.run, in_axes, outs)
+    if kernel.backward is None:
+        return Kernel(run)
+    # What backward takes: the log scale, the operands, and the cotangents of the other outputs.
+    backward = _Mapped(kernel.backward, (*outs[:1], *in_axes, *outs[1:]), tuple(in_axes[i] for i in kernel.moving))
+    return Kernel(run, kernel.moving, backward)
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """The static half of a fold.
 
@@ -62,6 +103,8 @@ class Plan:
         tile_at: of a scaled fold, ``(scale, *blocks) -> sums at that scale``; None for a plain fold.
         powers: of a scaled fold, the power of ``exp(scale)`` that multiplies each sum.
         vectorized: whether the outer dimensions run at once (accelerators) or in turn (CPU: a tile stays in cache).
+        kernel: runs the fold instead of the loops over tiles.
+        transposed: runs the fold's transpose, for cotangents of exactly its ``linear`` last operands.
     """
 
     grid: Grid
@@ -72,6 +115,9 @@ class Plan:
     tile_at: Tile | None = None
     powers: tuple[int, ...] = ()
     vectorized: bool = False
+    kernel: Kernel | None = None
+    transposed: Callable | None = None
+    linear: int = 0
 
     @property
     def scaled(self) -> bool:
@@ -119,6 +165,8 @@ def _rescale(old: jax.Array, new: jax.Array) -> jax.Array:
 
 def _run(successors: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Array, ...]:
     """Visit the tiles in order of rows, then columns, and add up."""
+    if plan.kernel is not None:
+        return tuple(plan.kernel.run(*arrays))
     if plan.vectorized:
         successors, plan = _vectorized(successors, arrays, plan)
     grid, scaled = plan.grid, plan.scaled
@@ -278,6 +326,8 @@ def _jvp(primals, tangents, *, plan: Plan):
         outputs=plan.outputs[shift:],
         tile=_close(tangent_tile, specs, plan.grid, operands),
         vectorized=plan.vectorized,
+        transposed=plan.kernel.backward if plan.kernel is not None and tuple(live) == plan.kernel.moving else None,
+        linear=len(live),
     )
     return outs, [*zeros[:shift], *fold(derived, successors, operands)]
 
@@ -288,6 +338,11 @@ def _transpose(cotangents, successors, *arrays, plan: Plan):
     live = [i for i, c in enumerate(cotangents) if type(c) is not ad.Zero]
     if not live:
         return [None] * (1 + len(arrays))
+    fused = (
+        plan.transposed is not None
+        and linear == list(range(len(arrays) - plan.linear, len(arrays)))
+        and len(live) == len(plan.outputs)
+    )
     shapes = {i: arrays[i].aval for i in linear}
     blocks = {i: plan.grid.block_shape(plan.inputs[i], a.shape) for i, a in shapes.items()}
 
@@ -311,6 +366,7 @@ def _transpose(cotangents, successors, *arrays, plan: Plan):
         outputs=tuple(plan.inputs[i] for i in linear),
         tile=_close(transposed_tile, specs, plan.grid, operands),
         vectorized=plan.vectorized,
+        kernel=Kernel(plan.transposed) if fused else None,
     )
     found = dict(zip(linear, fold(derived, successors, operands), strict=True))
     return [None, *(found.get(i) for i in range(len(arrays)))]
@@ -318,11 +374,12 @@ def _transpose(cotangents, successors, *arrays, plan: Plan):
 
 def _batch(operands, axes, *, plan: Plan):
     """A mapped axis is one more outer dimension of the grid."""
-    size = next(o.shape[a] for o, a in zip(operands, axes, strict=True) if a is not batching.not_mapped)
+    size = next(o.shape[a] for o, a in zip(operands, axes, strict=True) if a is not None)
     new = len(plan.grid.outer)
+    mapped = tuple(None if a is None else a for a in axes[1:])
 
     def widen(spec: Spec, axis) -> Spec:
-        if axis is batching.not_mapped:
+        if axis is None:
             return spec
         return Spec((*spec.dims[:axis], new, *spec.dims[axis:]))
 
@@ -332,6 +389,8 @@ def _batch(operands, axes, *, plan: Plan):
         visit=widen(plan.visit, axes[0]),
         inputs=tuple(widen(s, a) for s, a in zip(plan.inputs, axes[1:], strict=True)),
         outputs=tuple(widen(s, 0) for s in plan.outputs),
+        kernel=plan.kernel and _mapped_kernel(plan.kernel, mapped, plan),
+        transposed=None,
     )
     outs = fold_p.bind(*operands, plan=derived)
     return outs, [0] * len(outs)

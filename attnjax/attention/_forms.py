@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from attnjax.attention._block_map import block_map, successors
-from attnjax.attention._fold import Plan, Tile, fold, trace
+from attnjax.attention._fold import Kernel, Plan, Tile, fold, trace
 from attnjax.attention._grid import COL, ROW, Grid, Spec, apply_whole, take, vectorize
 from attnjax.attention._problem import Problem
 from attnjax.attention.normalizers import Monoid
@@ -18,8 +18,8 @@ Outputs = tuple[jax.Array, dict[str, jax.Array]]
 class Streamed:
     """Folds over the tiles of a problem that its mask leaves."""
 
-    def __init__(self, problem: Problem, vectorized: bool):
-        self.problem = problem
+    def __init__(self, problem: Problem, vectorized: bool, kernel: Kernel | None = None):
+        self.problem, self.kernel = problem, kernel
         grid = problem.grid
         blocks = block_map(
             problem.mask,
@@ -45,7 +45,14 @@ class Streamed:
             shape += [problem.kv_heads, problem.group]
         return table.reshape(*shape, *table.shape[-2:]), Spec((*dims, None, None))
 
-    def scaled(self, tile: Any, tile_at: Any, outputs: tuple[Spec, ...], powers: tuple[int, ...]) -> tuple:
+    def scaled(
+        self,
+        tile: Any,
+        tile_at: Any,
+        outputs: tuple[Spec, ...],
+        powers: tuple[int, ...],
+        kernel: Kernel | None = None,
+    ) -> tuple:
         """A scaled fold: its log scale and its sums."""
         problem, grid = self.problem, self.problem.grid
         dtype = jnp.promote_types(problem.arrays[0].dtype, jnp.float32)
@@ -75,6 +82,7 @@ class Streamed:
             tile_at=move_scale(traced_at, n, n_at),
             powers=powers,
             vectorized=self.vectorized,
+            kernel=kernel,
         )
         return fold(plan, self.successors, arrays)
 
@@ -103,6 +111,7 @@ class Streamed:
             lambda scale, *blocks: problem.lift(scale, *blocks, running=False),
             (problem.row_spec, *problem.sum_specs()),
             problem.powers(),
+            self.kernel,
         )
 
     def key_mass(self, scale: jax.Array, factor: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """Which form runs a call, with which tiles, and why."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -18,6 +19,9 @@ from attnjax.attention.statistics import Statistic
 
 DENSE_ENTRIES = 512 * 512
 """``auto`` takes the dense form up to this many score entries a head; above it streaming is faster on CPU."""
+
+FINE = 256
+"""Queries and keys of the smallest tile that the default considers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Choice:
     block_kv: int
     vectorized: bool
     reasons: tuple[str, ...]
+    fused: _cudnn.Fused | None = None
 
 
 def refusal(request: Request, form: str) -> str | None:
@@ -132,7 +137,15 @@ def _with_tiles(request: Request, form: str, reasons: tuple[str, ...]) -> Choice
     block_q, block_kv = default_tiles(request, form)
     block_q = min(given.q or block_q, queries)
     block_kv = keys if form == "rows" else min(given.kv or block_kv, keys)
-    return Choice(form, block_q, block_kv, jax.default_backend() != "cpu", reasons)
+    fused = _cudnn.fused(request) if form == "cudnn" else None
+    if fused is not None:  # the kernel takes whole arrays; the blocks are those of the streamed derivatives
+        block_q, block_kv = _divisor(queries, block_q), _divisor(keys, block_kv)
+    return Choice(form, block_q, block_kv, jax.default_backend() != "cpu", reasons, fused)
+
+
+def _divisor(length: int, block: int) -> int:
+    """The greatest divisor of ``length`` that is at most ``block``."""
+    return max(d for d in range(1, block + 1) if length % d == 0)
 
 
 def _even(length: int, block: int) -> int:
@@ -145,32 +158,52 @@ def default_tiles(request: Request, form: str) -> tuple[int, int]:
     queries, keys = request.q.shape[-3], request.k.shape[-3]
     if form == "rows":
         return _even(queries, max(1, min(queries, 2**19 // keys))), keys
+    fine = visible_tiles(request, FINE, FINE)
+    if fine is None:
+        return _even(queries, 512), _even(keys, 512)
     costs = {}
-    for block_q, block_kv in ((1024, 512), (512, 512), (256, 256), (128, 128)):
-        block_q, block_kv = _even(queries, block_q), _even(keys, block_kv)
-        tiles = count_tiles(request, block_q, block_kv)
-        if tiles is None:
-            return _even(queries, 512), _even(keys, 512)
-        # A tile costs its entries and, besides, about as much as 24,000 entries (loop, slices, short products).
-        costs[block_q, block_kv] = tiles * (block_q * block_kv + 24_000)
-    return min(costs, key=lambda pair: costs[pair])
+    for rows, cols in ((4, 2), (2, 2), (1, 1)):
+        entries = FINE * FINE * rows * cols
+        # Beside its entries a tile costs about as much as 24,000 of them: the loop, the slices, shorter products.
+        costs[FINE * rows, FINE * cols] = _pooled(fine, rows, cols).sum() * (entries + 24_000)
+    block_q, block_kv = min(costs, key=lambda pair: costs[pair])
+    return _even(queries, block_q), _even(keys, block_kv)
+
+
+def _pooled(some: np.ndarray, rows: int, cols: int) -> np.ndarray:
+    """Whether any of ``rows x cols`` neighboring tiles is visible."""
+    *lead, r, c = some.shape
+    padded = np.pad(some, [(0, 0)] * len(lead) + [(0, -r % rows), (0, -c % cols)])
+    return padded.reshape(*lead, -(-r // rows), rows, -(-c // cols), cols).any((-3, -1))
 
 
 def count_tiles(request: Request, block_q: int, block_kv: int) -> float | None:
-    """Visited tiles summed over heads and batch; None where the mask holds traced arrays."""
-    leaves = jax.tree.leaves(request.mask)
-    if any(isinstance(x, jax.core.Tracer) for x in leaves):
-        return None
+    """Visited tiles summed over heads and batch; None where the mask holds traced or large arrays."""
+    some = visible_tiles(request, block_q, block_kv)
+    *batch, _, heads, _ = request.q.shape
+    return None if some is None else some.sum() / math.prod(some.shape[:-2]) * math.prod(batch) * heads
+
+
+def visible_tiles(request: Request, block_q: int, block_kv: int) -> np.ndarray | None:
+    """Which tiles may be visible, ``[*#B, #N, rows, cols]``; None where the mask holds traced or large arrays."""
     *batch, queries, heads, _ = request.q.shape
-    points = math.prod(batch) * heads
+    leaves, structure = jax.tree.flatten(request.mask)
+    if any(isinstance(x, jax.core.Tracer) or np.size(x) > 4096 for x in leaves):
+        return None
+    values = tuple((np.shape(x), str(np.asarray(x).dtype), np.asarray(x).tobytes()) for x in leaves)
+    return _visible_tiles(structure, values, tuple(batch), heads, queries, request.k.shape[-3], block_q, block_kv)
+
+
+@functools.lru_cache(maxsize=256)
+def _visible_tiles(structure, values, batch, heads, queries, keys, block_q, block_kv) -> np.ndarray | None:
+    leaves = [np.frombuffer(data, dtype).reshape(shape) for shape, dtype, data in values]
+    mask = jax.tree.unflatten(structure, leaves)
     with jax.ensure_compile_time_eval():
         try:
-            some = block_map(
-                request.mask, tuple(batch), heads, queries, request.k.shape[-3], block_q, block_kv
-            ).some
-            return float(jnp.sum(some)) * points / math.prod(some.shape[:-2])
-        except jax.errors.ConcretizationTypeError:  # a mask function that captured a traced array
-            return None
+            some = jax.jit(lambda: block_map(mask, batch, heads, queries, keys, block_q, block_kv).some)
+            return np.asarray(some())
+        except (jax.errors.ConcretizationTypeError, jax.errors.UnexpectedTracerError):
+            return None  # a mask function that captured a traced array
 
 
 @dataclasses.dataclass(frozen=True)

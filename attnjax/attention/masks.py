@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Shaped
 
-from attnjax.attention._component import Where, array, component, static
+from attnjax.attention._component import Where, array, as_array, component, static
 from attnjax.attention._neighborhood import Neighborhood
 
 __all__ = [
@@ -187,12 +187,11 @@ class _Neighborhood(Mask):
 
 def _count(name: str, value: Any, *, least: int = 0) -> Any:
     """A count, or an array of counts for each head (or batch); Python and NumPy values are checked."""
-    if isinstance(value, (int, np.integer, np.ndarray)) and not isinstance(value, bool):
-        if np.min(value) < least:
-            raise ValueError(f"{name}={value}: got a negative number or too small a one, want at least {least}")
-        return jnp.asarray(value, jnp.int32)
-    if not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+    value = np.asarray(value) if isinstance(value, (bool, int, float, np.generic)) else value
+    if not hasattr(value, "dtype") or not jnp.issubdtype(value.dtype, jnp.integer):
         raise TypeError(f"{name}: got {type(value).__name__} {value!r}, want an integer or an array of integers")
+    if isinstance(value, np.ndarray) and np.min(value) < least:
+        raise ValueError(f"{name}={value}: got a negative number or too small a one, want at least {least}")
     return _lead(jnp.asarray(value, jnp.int32))
 
 
@@ -218,9 +217,7 @@ def causal(offset: int | Int[Array, "..."] = 0) -> Mask:
     [[1.  0. ]
      [0.5 0.5]]
     """
-    if isinstance(offset, (int, np.integer)):
-        return _Causal(jnp.asarray(int(offset), jnp.int32))
-    return _Causal(_lead(jnp.asarray(offset, jnp.int32)))
+    return _Causal(_count("causal(offset)", offset, least=-(2**31)))
 
 
 def window(left: int | Int[Array, "..."], right: int | Int[Array, "..."] = 0) -> Mask:
@@ -269,7 +266,7 @@ def sinks(n: int | Int[Array, "..."]) -> Mask:
     return _FirstKeys(_count("sinks(n)", n))
 
 
-def segments(q_ids: Shaped[Array, "*B T"], kv_ids: Shaped[Array, "*B S"] | None = None) -> Mask:
+def segments(q_ids: Int[Array | np.ndarray, "..."], kv_ids: Int[Array | np.ndarray, "..."] | None = None) -> Mask:
     """Packed sequences: a query sees the keys of its own segment, ``q_ids[t] == kv_ids[s]``.
 
     Args:
@@ -283,8 +280,8 @@ def segments(q_ids: Shaped[Array, "*B T"], kv_ids: Shaped[Array, "*B S"] | None 
     >>> import jax.numpy as jnp
     >>> packed = masks.causal() & masks.segments(jnp.array([0, 0, 1, 1, 1]))
     """
-    q_ids = jnp.asarray(q_ids)
-    kv_ids = q_ids if kv_ids is None else jnp.asarray(kv_ids)
+    q_ids = as_array(q_ids)
+    kv_ids = q_ids if kv_ids is None else as_array(kv_ids)
     for name, ids in (("q_ids", q_ids), ("kv_ids", kv_ids)):
         if not jnp.issubdtype(ids.dtype, jnp.integer) or ids.ndim == 0:
             raise TypeError(f"segments({name}): got {ids.dtype}{list(ids.shape)}, want integers [*B, length]")
@@ -376,7 +373,7 @@ def lengths(q_lengths: Int[Array, "*B"] | int | None = None, kv_lengths: Int[Arr
     return parts[0] if len(parts) == 1 else parts[0] & parts[1]
 
 
-def from_array(visible: Bool[Array, "*#B #N #T #S"]) -> Mask:
+def from_array(visible: Bool[Array, "*#BN #T #S"]) -> Mask:
     """A Boolean array, True where a key is visible (the convention of ``jax.nn``).
 
     Args:
@@ -390,7 +387,7 @@ def from_array(visible: Bool[Array, "*#B #N #T #S"]) -> Mask:
     >>> import jax.numpy as jnp
     >>> mask = masks.from_array(jnp.eye(8, dtype=bool))
     """
-    visible = jnp.asarray(visible)
+    visible = as_array(visible)
     if visible.dtype != jnp.bool_ or visible.ndim < 2:
         raise TypeError(
             f"from_array(visible): got {visible.dtype}{list(visible.shape)}, want bool [*B, N, T, S], True where "

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from attnjax.attention._component import Where, array, component, static
+from attnjax.attention._component import Where, array, as_array, component, static
 from attnjax.attention._thresholds import entmax15_weights, sparsemax_weights
 
 __all__ = [
@@ -186,7 +186,7 @@ def softmax(
     """
     if tie_factor is not None and not tie_factor > 1:
         raise ValueError(f"softmax(tie_factor={tie_factor}): want a number above 1 (2 is usual), or None")
-    return _Softmax(None if sink is None else jnp.asarray(sink), None, tie_factor)
+    return _Softmax(None if sink is None else as_array(sink), None, tie_factor)
 
 
 def softmax_plus_one(n: float | Float[Array, " N"] = 1.0) -> Normalizer:
@@ -202,7 +202,7 @@ def softmax_plus_one(n: float | Float[Array, " N"] = 1.0) -> Normalizer:
     """
     if isinstance(n, (int, float)) and not n >= 0:
         raise ValueError(f"softmax_plus_one(n={n}): want at least 0")
-    return _Softmax(None, jnp.asarray(n, jnp.result_type(float)), None)
+    return _Softmax(None, as_array(n, float), None)
 
 
 def log_n_softmax(
@@ -222,7 +222,7 @@ def log_n_softmax(
     """
     if isinstance(n, (int, float)) and not n > 0:
         raise ValueError(f"log_n_softmax(n={n}): want a positive number of keys, or None to count the visible ones")
-    return _LogN(jnp.asarray(coefficient, jnp.result_type(float)), None if n is None else jnp.asarray(n))
+    return _LogN(as_array(coefficient, float), None if n is None else as_array(n))
 
 
 def sigmoid(bias: float | Float[Array, " N"] | None = None) -> Normalizer:
@@ -238,7 +238,7 @@ def sigmoid(bias: float | Float[Array, " N"] | None = None) -> Normalizer:
     >>> from attnjax import normalizers
     >>> learned = normalizers.sigmoid(bias=-4.0)
     """
-    return _Sigmoid(None if bias is None else jnp.asarray(bias), bias is None)
+    return _Sigmoid(None if bias is None else as_array(bias), bias is None)
 
 
 def relu(*, over_keys: bool = True) -> Normalizer:

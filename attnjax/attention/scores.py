@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from attnjax.attention._component import Where, array, component, static
+from attnjax._typing import PerHead
+from attnjax.attention._component import Where, array, as_array, component, static
 
 __all__ = [
     "Score",
@@ -237,7 +238,7 @@ def cosine(eps: float = 1e-12) -> Score:
     return _Cosine(float(eps))
 
 
-def additive(w_q: Float[Array, "#N H A"], w_k: Float[Array, "#N H A"], v: Float[Array, "#N A"]) -> Score:
+def additive(w_q: Float[Array, "*#N H A"], w_k: Float[Array, "*#N H A"], v: Float[Array, "*#N A"]) -> Score:
     """Additive attention, ``s_ts = <v, tanh(W_q^T q_t + W_k^T k_s)>``.
 
     Source: Bahdanau et al., 2015, Neural Machine Translation by Jointly Learning to Align and Translate, appendix
@@ -252,7 +253,7 @@ def additive(w_q: Float[Array, "#N H A"], w_k: Float[Array, "#N H A"], v: Float[
     >>> import jax.numpy as jnp
     >>> score = scores.additive(jnp.ones((8, 4)), jnp.ones((8, 4)), jnp.ones(4))
     """
-    return _Additive(jnp.asarray(w_q), jnp.asarray(w_k), jnp.asarray(v))
+    return _Additive(as_array(w_q), as_array(w_k), as_array(v))
 
 
 def from_query_key(function: Callable) -> Score:
@@ -284,11 +285,11 @@ def softcap(cap: float | Float[Array, "..."]) -> Score:
     """
     if isinstance(cap, (int, float)) and not cap > 0:
         raise ValueError(f"softcap(cap={cap}): want a positive number")
-    cap = jnp.asarray(cap)
+    cap = as_array(cap)
     return _Softcap(cap if cap.ndim == 0 else cap[..., None, None])
 
 
-def alibi(slopes: Float[Array, " N"]) -> Score:
+def alibi(slopes: PerHead) -> Score:
     """Attention with linear biases, ``s_ts <- s_ts - slope_n * |t - s|``.
 
     Source: Press et al., 2022, Train Short, Test Long, arXiv 2108.12409 (their slopes are ``2^(-8 n / N)``).
@@ -300,10 +301,10 @@ def alibi(slopes: Float[Array, " N"]) -> Score:
     >>> import jax.numpy as jnp
     >>> score = scores.alibi(2.0 ** -jnp.arange(1.0, 9.0))
     """
-    return _Alibi(jnp.asarray(slopes))
+    return _Alibi(as_array(slopes))
 
 
-def relative_bias(table: Float[Array, "#N R"], offset: int = 0) -> Score:
+def relative_bias(table: Float[Array, "*#N R"], offset: int = 0) -> Score:
     """A learned bias of the distance, ``s_ts <- s_ts + table[n, clip(s - t - offset, -r, r) + r]``, ``R = 2 r + 1``.
 
     Source: Shaw et al., 2018, arXiv 1803.02155 (clipped distance); Raffel et al., 2020, T5, arXiv 1910.10683 (a scalar
@@ -320,13 +321,13 @@ def relative_bias(table: Float[Array, "#N R"], offset: int = 0) -> Score:
     >>> import jax.numpy as jnp
     >>> score = scores.relative_bias(jnp.zeros((8, 2 * 128 + 1)))
     """
-    table = jnp.asarray(table)
+    table = as_array(table)
     if table.ndim == 0 or table.shape[-1] % 2 == 0:
         raise ValueError(f"relative_bias(table): got shape {tuple(table.shape)}, want [N, R] with R = 2 * reach + 1")
     return _RelativeBias(table, int(offset))
 
 
-def bias(values: Float[Array, "*#B #N #T #S"]) -> Score:
+def bias(values: Float[Array, "*#BN #T #S"]) -> Score:
     """An additive bias, ``s_ts <- s_ts + b_ts``.
 
     Args:
@@ -337,7 +338,7 @@ def bias(values: Float[Array, "*#B #N #T #S"]) -> Score:
     >>> import jax.numpy as jnp
     >>> score = scores.bias(jnp.zeros((1, 16, 16)))
     """
-    values = jnp.asarray(values)
+    values = as_array(values)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise TypeError(f"bias(values): got {values.dtype}, want floating point; a Boolean mask is masks.from_array()")
     return _Bias(values)

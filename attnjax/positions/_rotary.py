@@ -1,11 +1,11 @@
 """Rotary position encoding."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Real
 
 
 def rotary(
-    x: Float[Array, "*B T N H"], positions: Int[Array, "*#B T"] | Float[Array, "*#B T"], *, base: float = 10000.0
+    x: Float[Array, "*B T N H"], positions: Real[Array, "..."], *, base: float = 10000.0
 ) -> Float[Array, "*B T N H"]:
     """Rotate each pair of features of ``x`` by an angle proportional to its position.
 
@@ -17,8 +17,7 @@ def rotary(
 
     Args:
         x: queries or keys, with an even head dimension H.
-        positions: position of each row, in tokens; leading axes broadcast against the batch axes of ``x``. Any
-            integer or real numbers will do.
+        positions: position of each row, ``[T]`` or ``[*B, T]`` (batch axes may be 1), in tokens; integers or any reals.
         base: wavelength scale, > 0; wavelengths run from 2 pi to nearly 2 pi base tokens.
 
     Returns:
@@ -42,8 +41,8 @@ def rotary(
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     half = x.shape[-1] // 2
     theta = jnp.asarray(base, dtype) ** (-jnp.arange(half, dtype=dtype) / half)
-    angle = positions.astype(dtype)[..., None, None] * theta  # [*B, T, 1, H/2]
-    angle = angle.reshape((1,) * (x.ndim - angle.ndim) + angle.shape)
+    at = positions.astype(dtype).reshape((1,) * (x.ndim - 2 - positions.ndim) + positions.shape)
+    angle = at[..., None, None] * theta.reshape((1,) * (x.ndim - 1) + (half,))  # [*B, T, 1, H/2]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     first, second = x[..., :half].astype(dtype), x[..., half:].astype(dtype)
     return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(x.dtype)

@@ -66,24 +66,24 @@ def linear_regression(
     d = covariance.shape[-1] if covariance.ndim else 0
     input_root = _root(covariance, "covariance", d)
     task_root = _root(jnp.ones(d, covariance.dtype) if prior is None else jnp.asarray(prior), "prior", d)
-    x_key, query_key, task_key, noise_key = jax.random.split(key, 4)
-    dtype = covariance.dtype
-    x = _times(jax.random.normal(x_key, (batch, length, d), dtype), input_root)
-    x_query = _times(jax.random.normal(query_key, (batch, d), dtype), input_root)
-    w = _times(jax.random.normal(task_key, (batch, d), dtype), task_root)
-    errors = jnp.asarray(noise, dtype) * jax.random.normal(noise_key, (batch, length), dtype)
+    dtype, vectors = covariance.dtype, (length + 2) * d
+    white = jax.random.normal(key, (batch, vectors + length), dtype)  # one draw is twice as fast as one for each part
+    directions = white[:, :vectors].reshape(batch, length + 2, d)
+    inputs, w = _times(directions[:, :-1], input_root), _times(directions[:, -1], task_root)
+    x, x_query = inputs[:, :-1], inputs[:, -1]
+    errors = jnp.asarray(noise, dtype) * white[:, vectors:]
     y = jnp.sum(x * w[:, None], axis=-1) + errors  # products and sums: XLA's CPU matrix products are slow at such sizes
     return Prompts(x, y, x_query, jnp.sum(x_query * w, axis=-1))
 
 
-def prompt_tokens(prompts: Prompts) -> Float[Array, "B N+1 D+1"]:
+def prompt_tokens(prompts: Prompts) -> Float[Array, "B T E"]:
     """Embed prompts as tokens: (x_i, y_i) for the examples, then (x_q, 0) for the query.
 
     Args:
         prompts: What `linear_regression` returns.
 
     Returns:
-        Tokens, the query last.
+        T = N + 1 tokens of size E = D + 1, the query last.
 
     Example:
         >>> prompts = linear_regression(jax.random.key(0), batch=2, length=7, covariance=jnp.ones(3))
@@ -157,7 +157,7 @@ def rotated(spectrum: Float[Array, " D"], rotation: Float[Array, "D D"]) -> Floa
         [[2. 0.]
          [0. 1.]]
     """
-    return (rotation * spectrum) @ rotation.T
+    return (rotation * spectrum[None]) @ rotation.T
 
 
 def _root(covariance: Array, name: str, dimension: int) -> Array:
@@ -170,4 +170,6 @@ def _root(covariance: Array, name: str, dimension: int) -> Array:
 
 
 def _times(white: Array, root: Array) -> Array:
-    return white * root if root.ndim == 1 else white @ root.T
+    if root.ndim == 1:
+        return white * jnp.expand_dims(root, range(white.ndim - 1))
+    return (white.reshape(-1, root.shape[0]) @ root.T).reshape(white.shape)

@@ -247,14 +247,12 @@ def exact_masks():
 
 @pytest.mark.parametrize("tiles", [(8, 8), (16, 5), (7, 13)], ids=str)
 @pytest.mark.parametrize("lengths", [(64, 64), (40, 77)], ids=str)
-@pytest.mark.parametrize(("mask", "predicate"), exact_masks())
+@pytest.mark.parametrize(("mask", "predicate"), list(exact_masks()))
 def test_empty_tiles_of_common_masks_are_exact(mask, predicate, lengths, tiles):
     entries = entries_of(predicate, *lengths)
     some, _ = judge(entries, *tiles)
     found = map_of(mask, *lengths, tiles)
     assert_sound(found, entries, tiles)
-    # A band that is the intersection of two half-planes can miss a tile's entries though it meets neither's outside:
-    # then two judgements of PARTIAL make a tile partial. Along a diagonal band that costs nothing but at its corners.
     extra = np.broadcast_to(found.some, some.shape) & ~some
     assert extra.sum() == 0, f"{extra.sum()} tiles are visited in vain"
 

@@ -11,7 +11,7 @@ from attnjax import attend, masks, normalizers
 from attnjax.nn import as_attention_fn
 
 X = jax.random.normal(jax.random.key(0), (2, 9, 16))
-VISIBLE = jax.random.bernoulli(jax.random.key(1), 0.7, (2, 1, 9, 9)) | jnp.eye(9, dtype=bool)
+VISIBLE = jax.random.bernoulli(jax.random.key(1), 0.7, (2, 1, 9, 9)) | jnp.eye(9, dtype=bool)[None, None]
 
 
 def nnx_layer(**options):

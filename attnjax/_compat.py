@@ -41,17 +41,30 @@ def eval_jaxpr_with(closed: Any, rules: dict[str, Callable], *arguments) -> list
 
 
 def hoist(closed: Any) -> tuple[Any, list]:
-    """The jaxpr with the constants that it captured turned into leading arguments, and those constants."""
+    """The jaxpr with the constants that it captured turned into trailing arguments, and those constants."""
     constants = list(closed.consts)
     if not constants:
         return closed, []
 
     def with_constants(*arguments):
-        return jax.core.eval_jaxpr(closed.jaxpr, arguments[: len(constants)], *arguments[len(constants) :])
+        own = len(closed.in_avals)
+        return jax.core.eval_jaxpr(closed.jaxpr, arguments[own:], *arguments[:own])
 
     shapes = [jax.ShapeDtypeStruct(jnp.shape(c), jnp.result_type(c)) for c in constants]
     inputs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
-    return jax.make_jaxpr(with_constants)(*shapes, *inputs), constants
+    return jax.make_jaxpr(with_constants)(*inputs, *shapes), constants
+
+
+def without_dead_code(closed: Any) -> Any:
+    """The jaxpr without equations that no output needs; its arguments stay."""
+    jaxpr = closed.jaxpr
+    needed = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    kept = []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or not needed.isdisjoint(equation.outvars):
+            kept.append(equation)
+            needed |= {v for v in equation.invars if not isinstance(v, Literal)}
+    return closed.replace(jaxpr=jaxpr.replace(eqns=kept[::-1]))
 
 
 def tangent_aval(value: Any) -> Any:

@@ -76,7 +76,8 @@ def _inline_figures(record: Record) -> dict[str, str]:
 
 
 def _with_own_ids(svg: str, *, prefix: str) -> str:
-    """Prefix every id and every reference to one, so that figures on the same page do not share them."""
+    """Drop the metadata and prefix every id and reference to one, so that figures on the same page do not share them."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
     return re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)

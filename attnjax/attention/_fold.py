@@ -38,6 +38,11 @@ class Tile:
     def __call__(self, *blocks) -> tuple:
         return tuple(_compat.eval_jaxpr(self.jaxpr, *blocks))
 
+    def part(self, which: slice) -> "Tile":
+        """The tile function of some of the outputs."""
+        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.jaxpr.in_avals]
+        return Tile(_compat.without_dead_code(jax.make_jaxpr(lambda *blocks: self(*blocks)[which])(*shapes)))
+
     def on_cpu(self) -> "Tile":
         """The same function, its products laid out for XLA's CPU backend."""
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.jaxpr.in_avals]
@@ -125,7 +130,7 @@ class Plan:
 
 
 def trace(function: Callable, grid: Grid, specs: Sequence[Spec], arrays: Sequence[Any]) -> tuple[Tile, list]:
-    """``function`` traced at block shapes, and the arrays it has captured (which become its first arguments)."""
+    """``function`` traced at block shapes, and the arrays it has captured (which become its last arguments)."""
     blocks = [jax.ShapeDtypeStruct(grid.block_shape(s, a.shape), a.dtype) for s, a in zip(specs, arrays, strict=True)]
     jaxpr, captured = _compat.hoist(jax.make_jaxpr(function)(*blocks))
     return Tile(jaxpr), captured

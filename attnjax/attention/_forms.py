@@ -1,5 +1,6 @@
 """Execution forms: the same tile functions over the whole plane, over rows, and over blocks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,12 +8,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from attnjax.attention._block_map import block_map, successors
-from attnjax.attention._fold import Kernel, Plan, Tile, fold, trace
+from attnjax.attention._fold import Kernel, Plan, fold, trace
 from attnjax.attention._grid import COL, ROW, Grid, Spec, apply_whole, take, vectorize
 from attnjax.attention._problem import Problem
 from attnjax.attention.normalizers import Monoid
 
 Outputs = tuple[jax.Array, dict[str, jax.Array]]
+
+
+def _shared(captured: Sequence[Any]) -> list[Spec]:
+    """Specs of captured arrays: every tile takes them whole."""
+    return [Spec((None,) * jnp.ndim(c)) for c in captured]
 
 
 class Streamed:
@@ -57,50 +63,43 @@ class Streamed:
         problem, grid = self.problem, self.problem.grid
         dtype = jnp.promote_types(problem.arrays[0].dtype, jnp.float32)
         scale = jax.ShapeDtypeStruct(grid.array_shape(outputs[0], (grid.row_block,)), dtype)
-        with_scale = [outputs[0], *problem.specs]
-        traced, captured = trace(tile, grid, with_scale, [scale, *problem.arrays])
-        traced_at, captured_at = trace(tile_at, grid, with_scale, [scale, *problem.arrays])
-        arrays, specs = [*captured, *captured_at, *problem.arrays], problem.specs
-        shared = [Spec((None,) * jnp.ndim(c)) for c in (*captured, *captured_at)]
-        n, n_at = len(captured), len(captured_at)
-
-        def move_scale(closed: Tile, first: int, count: int) -> Tile:
-            """Captured arrays come first in a traced tile; the fold passes the scale first, then all operands."""
-
-            def call(scale, *blocks):
-                own, rest = blocks[first : first + count], blocks[n + n_at :]
-                return closed(*own, scale, *rest)
-
-            return trace(call, grid, [outputs[0], *shared, *specs], [scale, *arrays])[0]
-
+        specs, arrays = [outputs[0], *problem.specs], [scale, *problem.arrays]
+        # Traced together, so that both take the same captured arrays.
+        both, captured = trace(lambda *blocks: (*tile(*blocks), *tile_at(*blocks)), grid, specs, arrays)
+        count = len(outputs)
         plan = Plan(
             grid=grid,
             visit=self.visit,
-            inputs=(*shared, *specs),
+            inputs=(*problem.specs, *_shared(captured)),
             outputs=outputs,
-            tile=move_scale(traced, 0, n),
-            tile_at=move_scale(traced_at, n, n_at),
+            tile=both.part(slice(count)),
+            tile_at=both.part(slice(count, None)),
             powers=powers,
             vectorized=self.vectorized,
             kernel=kernel,
         )
-        return fold(plan, self.successors, arrays)
+        return fold(plan, self.successors, [*problem.arrays, *captured])
 
-    def plain(self, tile: Any, outputs: tuple[Spec, ...], extra: tuple = (), extra_specs: tuple = ()) -> tuple:
-        """A plain fold of a tile function that takes blocks of ``extra`` before the problem's own."""
-        grid = self.problem.grid
-        arrays, specs = [*extra, *self.problem.arrays], [*extra_specs, *self.problem.specs]
-        traced, captured = trace(tile, grid, specs, arrays)
-        shared = [Spec((None,) * jnp.ndim(c)) for c in captured]
+    def plan(self, tile: Any, outputs: tuple[Spec, ...], extra: tuple = ()) -> tuple[Plan, list]:
+        """A plain fold and its operands; the tile function takes blocks of the row arrays ``extra`` first."""
+        problem = self.problem
+        arrays = [*extra, *problem.arrays]
+        specs = [*([problem.row_spec] * len(extra)), *problem.specs]
+        traced, captured = trace(tile, problem.grid, specs, arrays)
         plan = Plan(
-            grid=grid,
+            grid=problem.grid,
             visit=self.visit,
-            inputs=(*shared, *specs),
+            inputs=(*specs, *_shared(captured)),
             outputs=outputs,
             tile=traced,
             vectorized=self.vectorized,
         )
-        return fold(plan, self.successors, [*captured, *arrays])
+        return plan, [*arrays, *captured]
+
+    def plain(self, tile: Any, outputs: tuple[Spec, ...], extra: tuple = ()) -> tuple:
+        """A plain fold: its sums."""
+        plan, operands = self.plan(tile, outputs, extra)
+        return fold(plan, self.successors, operands)
 
     def sums(self) -> tuple:
         problem = self.problem
@@ -115,47 +114,30 @@ class Streamed:
         )
 
     def key_mass(self, scale: jax.Array, factor: jax.Array) -> jax.Array:
-        problem = self.problem
-        (mass,) = self.plain(
-            problem.key_mass, (problem.key_spec,), (scale, factor), (problem.row_spec, problem.row_spec)
-        )
-        return mass
+        return self.plain(self.problem.key_mass, (self.problem.key_spec,), (scale, factor))[0]
 
     def max_logit(self) -> jax.Array:
         """The greatest score of each row; its derivative, when asked for, is a second fold."""
         problem = self.problem
         (top,) = self.scaled(problem.greatest, lambda scale, *blocks: (), (problem.row_spec,), ())
+        top = lax.stop_gradient(top)
+        plan, operands = self.plan(problem.at_greatest, (problem.row_spec,) * 2, (top,))
 
         @jax.custom_jvp
-        def value(top, table, arrays):
+        def greatest(table, top, others):
             return top
 
-        @value.defjvp
+        @greatest.defjvp
         def _(primals, tangents):
-            top, table, arrays = primals
+            table, top, others = primals
 
-            def mean(arrays):
-                inner = _With(self, table, arrays)
-                total, count = inner.plain(problem.at_greatest, (problem.row_spec,) * 2, (top,), (problem.row_spec,))
+            def mean(others):
+                total, count = fold(plan, table, [top, *others])
                 return total / jnp.maximum(count, 1)
 
-            return top, jax.jvp(mean, (arrays,), (tangents[2],))[1]
+            return top, jax.jvp(mean, (others,), (tangents[2],))[1]
 
-        return value(lax.stop_gradient(top), self.successors, tuple(problem.arrays))
-
-
-class _With(Streamed):
-    """The same folds with the arrays of a derivative rule."""
-
-    def __init__(self, other: Streamed, table: jax.Array, arrays: tuple):
-        self.problem = _copy_with_arrays(other.problem, arrays)
-        self.vectorized, self.successors, self.visit = other.vectorized, table, other.visit
-
-
-def _copy_with_arrays(problem: Problem, arrays: tuple) -> Problem:
-    copy = object.__new__(Problem)
-    copy.__dict__ |= problem.__dict__ | {"arrays": list(arrays)}
-    return copy
+        return greatest(self.successors, top, operands[1:])
 
 
 class Whole:

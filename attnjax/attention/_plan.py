@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from attnjax import _compat
 from attnjax.attention import _cudnn
 from attnjax.attention._block_map import block_map
 from attnjax.attention._validate import IMPLEMENTATIONS
@@ -134,7 +135,7 @@ def _with_tiles(request: Request, form: str, reasons: tuple[str, ...]) -> Choice
     if form == "dense":
         return Choice(form, queries, keys, True, reasons)
     given = request.block_sizes or BlockSizes()
-    block_q, block_kv = default_tiles(request, form)
+    block_q, block_kv = (given.q, given.kv) if given.q and given.kv else default_tiles(request, form)
     block_q = min(given.q or block_q, queries)
     block_kv = keys if form == "rows" else min(given.kv or block_kv, keys)
     fused = _cudnn.fused(request) if form == "cudnn" else None
@@ -199,11 +200,11 @@ def _visible_tiles(structure, values, batch, heads, queries, keys, block_q, bloc
     leaves = [np.frombuffer(data, dtype).reshape(shape) for shape, dtype, data in values]
     mask = jax.tree.unflatten(structure, leaves)
     with jax.ensure_compile_time_eval():
-        try:
-            some = jax.jit(lambda: block_map(mask, batch, heads, queries, keys, block_q, block_kv).some)
-            return np.asarray(some())
-        except (jax.errors.ConcretizationTypeError, jax.errors.UnexpectedTracerError):
-            return None  # a mask function that captured a traced array
+        closed = jax.make_jaxpr(lambda: block_map(mask, batch, heads, queries, keys, block_q, block_kv).some)()
+        if any(isinstance(c, jax.core.Tracer) for c in closed.consts):  # captured by a mask function
+            return None
+        (some,) = jax.jit(functools.partial(_compat.eval_jaxpr, closed))()
+    return np.asarray(some)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -225,8 +225,9 @@ class Problem:
 
     def key_mass(self, scale: jax.Array, factor: jax.Array, *blocks: jax.Array) -> tuple:
         """A tile's share of the weight that each key receives."""
-        _, _, w, *_ = self._weights(blocks, scale, running=False)
-        return ((w * factor[:, None]).sum(0),)
+        _, _, w, _, _, at, *_ = self._weights(blocks, scale, running=False)
+        real = jnp.where(at.t < self.queries, factor[:, None], 0)  # rows of padding send no mass
+        return ((w * real).sum(0),)
 
     def weights(self, scale: jax.Array, factor: jax.Array, *blocks: jax.Array) -> tuple:
         """A tile of the attention map."""

@@ -140,7 +140,7 @@ def test_statistics_equal_the_loops(name):
 @pytest.mark.parametrize("form", ["dense", "blocks", "rows"])
 def test_rows_that_see_nothing(form):
     """-inf for logarithms and maxima, 0 for the rest, and no gradient, in float32 as users have it."""
-    q, k, v = np.random.default_rng(0).standard_normal((3, 8, 1, 4)).astype(np.float32)
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 8, 1, 4))
     names = ["entropy", "max_logit", "key_mass", "participation_ratio", "logsumexp", statistics.mass_on(masks.sinks(9))]
     mask = masks.causal() & masks.from_function(lambda b, n, t, s: t != 5)
 
@@ -185,7 +185,7 @@ def test_dtype_and_shape_of_statistics():
 @pytest.mark.usefixtures("x64")
 def test_maxima_share_their_gradient():
     """Two keys that attain the maximum get half of it each, as in ``jnp.max``."""
-    q, k = np.ones((1, 1, 2)), np.array([[1.0, 0], [0, 1], [0.5, 0.25], [0.3, 0.7]])[:, None]
+    q, k = jnp.ones((1, 1, 2)), jnp.array([[1.0, 0], [0, 1], [0.5, 0.25], [0.3, 0.7]])[:, None]
     top = lambda k, form: attend(
         q, k, k, scale=1.0, stats="max_logit", implementation=form, block_sizes=BlockSizes(1, 1)
     )[1]["max_logit"].sum()
@@ -196,7 +196,7 @@ def test_maxima_share_their_gradient():
 
 def test_statistics_of_large_logits_stay_finite():
     """Logits of 1e4: a naive exponential overflows float32."""
-    q = 100 * np.random.default_rng(0).standard_normal((20, 2, 8)).astype(np.float32)
+    q = 100 * jax.random.normal(jax.random.key(0), (20, 2, 8))
     for form in ("dense", "blocks"):
         output, stats = attend(
             q, q, q, scale=1.0, stats=["entropy", "logsumexp", "participation_ratio"], implementation=form,
@@ -208,7 +208,7 @@ def test_statistics_of_large_logits_stay_finite():
 
 
 def test_statistics_do_not_change_the_output():
-    q, k, v = np.random.default_rng(0).standard_normal((3, 20, 2, 8)).astype(np.float32)
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 20, 2, 8))
     for normalizer in (normalizers.softmax(), normalizers.sigmoid()):
         of = functools.partial(
             attend, q, k, v, normalizer=normalizer, score=scores.softcap(3.0), implementation="blocks",

@@ -1,0 +1,82 @@
+"""The experiment end to end, at settings far from its defaults."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import in_context_regression as experiment
+from experiments._context import Context, UsageError, new_progress
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(config):
+        with new_progress() as progress:
+            return experiment.run(config, Context(out=tmp_path, seed=config.seed, quick=True, progress=progress))
+
+    with jax.numpy_rank_promotion("allow"):  # as users have it
+        yield run
+
+
+QUICK = dataclasses.replace(experiment.Config.quick(), checkpoints=4, test_lengths=(3, 60), test_prompts=16384)
+ELSEWHERE = [
+    {"dimension": 3, "length": 50, "condition_number": 3.0, "seed": 5},
+    pytest.param({"dimension": 3, "length": 5, "condition_number": 30.0, "seed": 1, "batch": 512}, marks=pytest.mark.slow),
+    pytest.param({"dimension": 10, "length": 30, "condition_number": 1.5, "seed": 2}, marks=pytest.mark.slow),
+    pytest.param({"dimension": 4, "spectrum": (2.0, 1.0, 0.5, 0.25), "length": 10, "seed": 3}, marks=pytest.mark.slow),
+    pytest.param({"theta": "identity", "init_scale": 0.05, "noise": 2.0, "seed": 4}, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("change", ELSEWHERE)
+def test_every_claim_holds_elsewhere(run, change):
+    result = run(dataclasses.replace(QUICK, **change))
+    verdicts = {claim.id: claim for claim in experiment.claims(result)}
+    unmet = verdicts.pop("noise-theorem-as-stated")
+    assert unmet.verdict == "assumption-not-met"
+    assert not [claim for claim in verdicts.values() if claim.verdict != "pass"]
+    assert set(experiment.plot(result)) == {"loss_over_time", "abrupt_rise", "risk_by_length"}
+
+
+def test_a_wrong_theory_fails(run):
+    """The claims see it when the training prompts are not the ones that theory is told of."""
+    result = run(dataclasses.replace(QUICK, dimension=3, length=50, condition_number=3.0))
+    told = tuple(setting._replace(task=setting.task._replace(length=20)) for setting in result.settings)
+    wrong = result._replace(settings=told)
+    failed = {claim.id for claim in experiment.claims(wrong) if claim.verdict == "fail"}
+    assert {"flow-corner", "flow-block", "flow-minimal-loss", "sgd-risk-anisotropic", "noise-extended"} <= failed
+
+
+def test_a_large_start_is_outside_the_theorem(run):
+    result = run(dataclasses.replace(QUICK, dimension=3, init_scale=0.9, steps=8, seeds=2, test_prompts=1024))
+    verdicts = {claim.id: claim.verdict for claim in experiment.claims(result)}
+    for name in ("flow-corner", "sgd-risk-isotropic", "sgd-half-time"):
+        assert verdicts[name] == "assumption-not-met"
+
+
+def test_a_run_cut_short_claims_no_limit(run):
+    result = run(dataclasses.replace(QUICK, dimension=3, learning_rate=0.01, steps=8, seeds=2, test_prompts=1024))
+    verdicts = {claim.id: claim.verdict for claim in experiment.claims(result)}
+    for name in ("sgd-risk-isotropic", "sgd-risk-anisotropic", "noise-extended", "sgd-half-time"):
+        assert verdicts[name] == "assumption-not-met"
+    assert result.sgd.times.shape == (3, 8)
+    np.testing.assert_allclose(result.sgd.times[:, -1], 0.01 * 4.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dimension": 0}, "--dimension must be at least 1, got 0"),
+        ({"seeds": 1}, "--seeds must be at least 2"),
+        ({"init_scale": 0.0}, "--init-scale must be positive"),
+        ({"noise": float("nan")}, "--noise must be positive"),
+        ({"condition_number": 0.5}, "--condition-number must be at least 1"),
+        ({"test_lengths": ()}, "--test-lengths must be one or more positive lengths"),
+        ({"spectrum": (1.0, 2.0)}, r"--spectrum must be 5 \(--dimension\) positive numbers"),
+    ],
+)
+def test_impossible_settings_are_named(change, message):
+    with pytest.raises(UsageError, match=message):
+        dataclasses.replace(experiment.Config(), **change).check()

@@ -5,12 +5,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import mlir
 
 Primitive = core.Primitive
 Literal = core.Literal
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is known only while a program runs."""
+    return isinstance(value, jax.core.Tracer)
 
 
 def eval_jaxpr(closed: Any, *arguments) -> list:

@@ -1,9 +1,9 @@
 """Axis letters and scalar aliases, defined once.
 
-    B  batch (any number of leading axes)      K  key/value heads (N is a multiple of K)
-    T  queries                                 H  head dimension of queries and keys
-    S  keys                                    V  head dimension of values
-    N  query heads                             D  model dimension
+B  batch (any number of leading axes)      K  key/value heads (N is a multiple of K)
+T  queries                                 H  head dimension of queries and keys
+S  keys                                    V  head dimension of values
+N  query heads                             D  model dimension
 """
 
 from jaxtyping import Array, Float

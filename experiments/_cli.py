@@ -60,8 +60,8 @@ def main(argv: Sequence[str]) -> int:
         argv: Arguments after `python -m experiments`.
 
     Returns:
-        Exit status: 0 when it ran, whatever the verdicts; 1 for a failed claim under `--strict` or for an experiment that
-        broke inside a report; 2 for a mistake on the command line; 130 when interrupted.
+        Exit status: 0 when it ran, whatever the verdicts; 1 for a failed claim under `--strict` or for an experiment
+        that broke inside a report; 2 for a mistake on the command line; 130 when interrupted.
     """
     console = Console(width=None if sys.stdout.isatty() else 110)
     command = shlex.join(["python", "-m", "experiments", *argv])
@@ -94,7 +94,9 @@ def _commands(*, quick: bool) -> Any:
     configs = tuple(
         Annotated[
             experiment.Config,
-            tyro.conf.subcommand(name, default=default_config(name, quick=quick), description=inspect.getdoc(experiment)),
+            tyro.conf.subcommand(
+                name, default=default_config(name, quick=quick), description=inspect.getdoc(experiment)
+            ),
         ]
         for name, experiment in EXPERIMENTS.items()
     )
@@ -112,10 +114,12 @@ def default_config(name: str, *, quick: bool) -> Any:
 
 def _list(console: Console) -> int:
     table = Table("name", "what it shows")
-    for name, experiment in EXPERIMENTS.items():
+    for name in EXPERIMENTS:
         table.add_row(name, summary(name))
     console.print(table)
-    console.print("Run one: python -m experiments run NAME --quick      Its flags: python -m experiments run NAME --help")
+    console.print(
+        "Run one: python -m experiments run NAME --quick      Its flags: python -m experiments run NAME --help"
+    )
     return 0
 
 

@@ -35,7 +35,7 @@ class Context:
     """Surroundings of one run.
 
     Attributes:
-        out: Folder of this run; it exists and is writable. Extra files and `out / "checkpoints"` are the experiment's own.
+        out: Folder of this run; it exists and is writable. Extra files and checkpoints are the experiment's own.
         seed: The config's seed.
         quick: Whether `--quick` was given.
         progress: A live rich `Progress`; `track` is the short way to use it.

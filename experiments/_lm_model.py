@@ -139,7 +139,7 @@ def measure(model: TransformerLM, window: Int[Array, "B T"]) -> Measured:
     total = statistics.mass_on(masks.sinks(length), name="total")
     logits, found = model(inputs(window), stats=("entropy", "key_mass", first, total))
     share = found["first"] / jnp.where(found["total"] > 0, found["total"], 1)  # [L, B, T, N]
-    readers = length - jnp.arange(length)
+    readers = (length - jnp.arange(length)).reshape(1, 1, length)
     return Measured(
         bits=nats(logits, window).mean() / jnp.log(2.0),
         entropy=found["entropy"].mean((1, 2)),

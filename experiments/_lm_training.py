@@ -58,7 +58,7 @@ def optimizer(config: Any) -> optax.GradientTransformation:
 def windows(text: Array, key: Array, step: Array, *, batch: int, context: int) -> Int[Array, "batch context"]:
     """The step's batch: windows at uniformly random offsets, a function of the key and the step alone."""
     offsets = jax.random.randint(jax.random.fold_in(key, step), (batch,), 0, text.shape[0] - context + 1)
-    return text[offsets[:, None] + jnp.arange(context)].astype(jnp.int32)
+    return text[offsets[:, None] + jnp.arange(context)[None]].astype(jnp.int32)
 
 
 def make_step(config: Any, parts: lm.Parts, key: Array) -> Callable:

@@ -47,7 +47,9 @@ def prepare_folder(out: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UsageError(f"--out {out} is not a folder that can be written to ({error.strerror}); name another one.") from error
+        raise UsageError(
+            f"--out {out} is not a folder that can be written to ({error.strerror}); name another one."
+        ) from error
     return out
 
 
@@ -127,11 +129,11 @@ def device() -> str:
 
 
 def as_json(value: Any) -> Any:
-    """Turn configs, named tuples and arrays into JSON-ready data; arrays beyond `MAX_WRITTEN_ENTRIES` are summarized."""
+    """Turn configs, named tuples and arrays into JSON-ready data; large arrays are summarized."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if hasattr(value, "_asdict"):
-        return as_json(value._asdict())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {name: as_json(entry) for name, entry in zip(value._fields, value, strict=True)}  # type: ignore[attr-defined]
     if isinstance(value, dict):
         return {str(key): as_json(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -146,7 +148,11 @@ def as_json(value: Any) -> Any:
 def _array_as_json(array: np.ndarray) -> Any:
     if array.size > MAX_WRITTEN_ENTRIES:
         ends = {"min": array.min(), "max": array.max(), "mean": array.mean()}
-        return {"shape": list(array.shape), "dtype": str(array.dtype), **{k: as_json(v.item()) for k, v in ends.items()}}
+        return {
+            "shape": list(array.shape),
+            "dtype": str(array.dtype),
+            **{k: as_json(v.item()) for k, v in ends.items()},
+        }
     return as_json(array.tolist())
 
 

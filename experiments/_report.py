@@ -2,7 +2,7 @@
 
 import json
 import re
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ def write_report(entries: list[Entry], *, out: Path, command: str) -> Path:
         Path of the page.
     """
     document = {
-        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         "versions": versions(),
         "device": device(),
@@ -56,7 +56,10 @@ def _as_dict(entry: Entry) -> dict[str, Any]:
     run = (
         {
             "claims": record.claims,
-            **{key: record.result[key] for key in ("config", "seed", "quick", "command", "timings", "versions", "device")},
+            **{
+                key: record.result[key]
+                for key in ("config", "seed", "quick", "command", "timings", "versions", "device")
+            },
         }
         if record
         else {"claims": []}
@@ -72,11 +75,14 @@ def _tally(experiments: list[dict[str, Any]]) -> dict[str, int]:
 def _inline_figures(record: Record) -> dict[str, str]:
     """Each figure's SVG element, without the XML prologue, which HTML does not allow inside a page."""
     texts = {stem: (record.out / f"{stem}.svg").read_text(encoding="utf-8") for stem in record.result["figures"]}
-    return {stem: _with_own_ids(text[text.index("<svg") :], prefix=f"{record.out.name}-{stem}") for stem, text in texts.items()}
+    return {
+        stem: _with_own_ids(text[text.index("<svg") :], prefix=f"{record.out.name}-{stem}")
+        for stem, text in texts.items()
+    }
 
 
 def _with_own_ids(svg: str, *, prefix: str) -> str:
-    """Drop the metadata and prefix every id and reference to one, so that figures on the same page do not share them."""
+    """Drop the metadata and prefix every id and reference to one: figures on the same page must not share them."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)

@@ -77,7 +77,9 @@ def train(ensemble: Ensemble, config: Any, steps: int, key: jax.Array, context: 
     state = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], config.seeds, axis=1), state)
     stride = steps // config.checkpoints
     risks, products = [], []
-    for checkpoint in context.track(range(config.checkpoints), f"SGD, {steps} steps of {settings} x {config.seeds} runs"):
+    for checkpoint in context.track(
+        range(config.checkpoints), f"SGD, {steps} steps of {settings} x {config.seeds} runs"
+    ):
         state, trace = _advance(state, keys, ensemble, steps, stride=stride, batch=config.batch, length=config.length)
         fresh = jax.random.fold_in(curve_key, checkpoint)
         risks.append(np.asarray(_risk(state, fresh, ensemble, prompts=config.test_prompts // 8, length=config.length)))

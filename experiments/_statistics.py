@@ -41,7 +41,9 @@ def mean_over_seeds(samples: np.ndarray, *, level: float = 0.95) -> Estimate:
     samples = np.asarray(samples, dtype=np.float64)
     n = samples.shape[0] if samples.ndim else 0
     if n < 2:
-        raise ValueError(f"samples needs at least two seeds on its leading axis for an interval, got shape {samples.shape}")
+        raise ValueError(
+            f"samples needs at least two seeds on its leading axis for an interval, got shape {samples.shape}"
+        )
     mean = samples.mean(axis=0)
     half = student_t.ppf((1 + level) / 2, n - 1) * samples.std(axis=0, ddof=1) / np.sqrt(n)
     return Estimate(mean, mean - half, mean + half)

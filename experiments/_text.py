@@ -76,10 +76,15 @@ def load(paths: Sequence[Path], *, held_out_bytes: int) -> Corpus:
 
 
 def _read(paths: Sequence[Path]) -> dict[str, bytes]:
-    """Content of every non-empty file, by its path."""
+    """Content of every non-empty file, by its name within its folder (and the folder's number, where there are several)."""
+    contents = {}
     try:
-        files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-        contents = {str(file): file.read_bytes() for file in files if not file.is_dir()}
+        for number, path in enumerate(paths):
+            prefix = f"{number}/" if len(paths) > 1 else ""
+            inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
+            contents |= {prefix + file.relative_to(path).as_posix(): file.read_bytes() for file in inside}
+            if not path.is_dir():
+                contents[prefix + path.name] = path.read_bytes()
     except OSError as error:
         raise UsageError(f"--text: cannot read {error.filename} ({error.strerror}); name text files or folders.") from error
     contents = {name: content for name, content in contents.items() if content}

@@ -134,4 +134,4 @@ class Where:
     s: jax.Array
     queries: int
     keys: int
-    visible: jax.Array | None = None
+    visible: Any = None

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from attnjax import _compat
 from attnjax.attention import masks, normalizers, scores
-from attnjax.attention._fold import Kernel
+from attnjax.attention._tiles import Kernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Settings:
 
 def _static(value: Any) -> Any:
     """A concrete scalar as a Python number; None for a traced value or an array of several."""
-    if isinstance(value, jax.core.Tracer) or np.ndim(value) != 0:
+    if _compat.is_traced(value) or np.ndim(value) != 0:
         return None
     return np.asarray(value).item()
 
@@ -34,9 +35,8 @@ def settings(request: Any) -> Settings | str:
         return "the scale must be a number known before tracing"
     if type(request.score) is not type(scores.dot_product()):
         return "only the plain scaled dot product is supported as a score"
-    softmax = request.normalizer
-    plain = isinstance(softmax, type(normalizers.softmax())) and not jax.tree.leaves(softmax)
-    if not plain or softmax.tie_factor is not None:
+    plain = normalizers.softmax()
+    if jax.tree.structure(request.normalizer) != jax.tree.structure(plain):
         return "only plain softmax is supported as a normalizer"
     if request.stats:
         return "statistics are not available"
@@ -52,10 +52,11 @@ def _mask_settings(request: Any, scale: float) -> Settings | str:
     mask = request.mask
     if mask is None:
         return Settings(scale, False, None)
-    if isinstance(mask, type(masks.causal())) and _static(mask.offset) == 0:
+    numbers = [_static(x) for x in jax.tree.leaves(mask)]
+    if isinstance(mask, type(masks.causal())) and numbers == [0]:
         return Settings(scale, True, None)
     if isinstance(mask, type(masks.window(0))) and request.q.shape[-3] == request.k.shape[-3]:
-        left, right = _static(mask.left), _static(mask.right)
+        left, right = numbers
         if left is not None and right == 0:
             return Settings(scale, True, (left, 0))
     return "only causal() and, where T = S, window(left) with numbers known before tracing are supported as masks"
@@ -80,16 +81,14 @@ class Fused:
         return Kernel(self.run, (0, 1, 2), self.backward)
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, residual: bool) -> Any:
-        return jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            scale=self.settings.scale,
-            is_causal=self.settings.causal,
-            local_window_size=self.settings.window,
-            implementation=self.backend,  # pyright: ignore[reportArgumentType]
-            return_residual=residual,
-        )
+        knobs: dict[str, Any] = {
+            "scale": self.settings.scale,
+            "is_causal": self.settings.causal,
+            "local_window_size": self.settings.window,
+            "implementation": self.backend,
+            "return_residual": residual,
+        }
+        return jax.nn.dot_product_attention(q, k, v, **knobs)
 
     def _flat(self, x: jax.Array, heads: int) -> jax.Array:
         """``[*B, T, K, G, H]`` or ``[*B, S, K, H]`` as ``[B, length, heads, H]``."""
@@ -108,7 +107,7 @@ class Fused:
         """Cotangents of q, k, v. That of the mass is implied: the masses sum to one at this scale."""
         total = rest[-2]
         flat = self._flat(q, 2), self._flat(k, 1), self._flat(v, 1)
-        _, pull = jax.vjp(lambda *x: self._attend(*x, False), *flat)
+        _, pull = jax.vjp(lambda q, k, v: self._attend(q, k, v, False), *flat)
         found = pull(total.reshape(flat[0].shape[:-1] + (v.shape[-1],)).astype(q.dtype))
         return tuple(g.reshape(x.shape) for g, x in zip(found, (q, k, v), strict=True))
 

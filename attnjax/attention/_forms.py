@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from attnjax.attention._block_map import block_map, successors
-from attnjax.attention._fold import Kernel, Plan, fold, trace
+from attnjax.attention._fold import fold
 from attnjax.attention._grid import COL, ROW, Grid, Spec, apply_whole, take, vectorize
 from attnjax.attention._problem import Problem
+from attnjax.attention._tiles import Kernel, Plan, trace
 from attnjax.attention.normalizers import Monoid
 
 Outputs = tuple[jax.Array, dict[str, jax.Array]]
@@ -196,7 +197,8 @@ def finish(problem: Problem, sums: tuple) -> tuple:
 def gather(problem: Problem, form: Streamed | Whole, dtype: Any) -> Outputs:
     """Output ``[*B, T, N, V]`` and statistics of a problem, by one of the forms."""
     if isinstance(problem.normalizer, Monoid):
-        output, rows, factor, scale = monoid(problem, form), [], None, None
+        output, rows = monoid(problem, form), []
+        factor = scale = jnp.ones(())  # has no weights; statistics of them have been refused
     else:
         sums = form.sums()
         output, factor, *rows = finish(problem, sums)
@@ -246,8 +248,11 @@ def monoid(problem: Problem, form: Streamed | Whole) -> jax.Array:
 
     start = verbs.init(grid.row_block, width, dtype)
     if isinstance(form, Whole):
-        whole = apply_whole(lambda *b: (verbs.finalize(verbs.combine(start, lift(*b))),), problem.arrays, problem.specs, (spec,), grid)  # fmt: skip
-        return whole[0]
+
+        def tile(*blocks):
+            return (verbs.finalize(verbs.combine(start, lift(*blocks))),)
+
+        return apply_whole(tile, problem.arrays, problem.specs, (spec,), grid)[0]
     outer = range(len(grid.outer))
     leaves_of, structure = jax.tree.flatten(start)
 

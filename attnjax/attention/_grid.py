@@ -98,7 +98,7 @@ def _starts_and_sizes(array_shape, spec: Spec, grid: Grid, at: dict):
 
 
 def take(array: jax.Array, spec: Spec, grid: Grid, at: dict) -> tuple[jax.Array, Spec]:
-    """The part of ``array`` at the coordinates ``at``, and the spec of what is left; outer axes in ``at`` are dropped."""
+    """The part of ``array`` at the coordinates ``at`` (outer axes among them are dropped), and the spec of the rest."""
     starts, sizes = _starts_and_sizes(array.shape, spec, grid, at)
     block = lax.dynamic_slice(array, starts, sizes) if array.ndim else array
     dropped = [i for i, dim in enumerate(spec.dims) if dim in at and dim is not None and dim >= 0]
@@ -135,6 +135,7 @@ def vectorize(
         in_axes = [_axis_inside(spec, dim, dims) for spec in in_specs]
         out_axes = [_axis_inside(spec, dim, dims) for spec in out_specs]
         tile = _mapped(tile, in_axes, out_axes)
+
     def widen(spec: Spec) -> Spec:
         return Spec(tuple(None if d in dims else d for d in spec.dims))
 

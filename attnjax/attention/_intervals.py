@@ -122,9 +122,8 @@ def _boolean(operation: Callable) -> Callable:
 
 def _select(which: Interval, *cases: Interval) -> Interval:
     if which.low.dtype != jnp.bool_:  # an integer selector: any case
-        return Interval(
-            functools.reduce(jnp.minimum, [c.low for c in cases]), functools.reduce(jnp.maximum, [c.high for c in cases])
-        )
+        lows, highs = zip(*cases, strict=True)
+        return Interval(functools.reduce(jnp.minimum, lows), functools.reduce(jnp.maximum, highs))
     no, yes = cases
     surely, surely_not = which.low, ~which.high
 
@@ -183,7 +182,8 @@ _CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}
 
 
 def _apply(equation: Any, arguments: list[Interval]) -> list[Interval]:
-    name, outputs = equation.primitive.name, [v.aval for v in equation.outvars]
+    name = equation.primitive.name
+    outputs: list[Any] = [v.aval for v in equation.outvars]
     scalar = all(math.prod(v.aval.shape) == 1 for v in (*equation.invars, *equation.outvars))
     if not scalar:
         return [_gathered(equation, arguments, a) for a in outputs]
@@ -235,7 +235,8 @@ def evaluate(closed: Any, arguments: Sequence[Interval]) -> list[Interval]:
 
     def look_up(atom: Any) -> Interval:
         if isinstance(atom, _compat.Literal):
-            return exactly(jnp.asarray(atom.val, atom.aval.dtype))
+            aval: Any = atom.aval
+            return exactly(jnp.asarray(atom.val, aval.dtype))
         return known[atom]
 
     for equation in jaxpr.eqns:

@@ -31,7 +31,13 @@ class Neighborhood:
                 raise ValueError(f"neighborhood({name}={value}): want one number or {len(shape)}, as shape={shape} has")
             return values
 
-        made = cls(shape, *(spread(n, v) for n, v in zip(("window", "stride", "dilation"), (window, stride, dilation), strict=True)), spread("causal", causal))  # fmt: skip
+        made = cls(
+            shape=shape,
+            window=spread("window", window),
+            stride=spread("stride", stride),
+            dilation=spread("dilation", dilation),
+            causal=spread("causal", causal),
+        )
         for length, w, st, d in zip(made.shape, made.window, made.stride, made.dilation, strict=True):
             if d < 1 or w < 1 or w * d > length:
                 raise ValueError(

@@ -175,7 +175,7 @@ def _pooled(some: np.ndarray, rows: int, cols: int) -> np.ndarray:
     """Whether any of ``rows x cols`` neighboring tiles is visible."""
     *lead, r, c = some.shape
     padded = np.pad(some, [(0, 0)] * len(lead) + [(0, -r % rows), (0, -c % cols)])
-    return padded.reshape(*lead, -(-r // rows), rows, -(-c // cols), cols).any((-3, -1))
+    return np.any(padded.reshape(*lead, -(-r // rows), rows, -(-c // cols), cols), axis=(-3, -1))
 
 
 def count_tiles(request: Request, block_q: int, block_kv: int) -> float | None:
@@ -189,7 +189,7 @@ def visible_tiles(request: Request, block_q: int, block_kv: int) -> np.ndarray |
     """Which tiles may be visible, ``[*#B, #N, rows, cols]``; None where the mask holds traced or large arrays."""
     *batch, queries, heads, _ = request.q.shape
     leaves, structure = jax.tree.flatten(request.mask)
-    if any(isinstance(x, jax.core.Tracer) or np.size(x) > 4096 for x in leaves):
+    if any(_compat.is_traced(x) or np.size(x) > 4096 for x in leaves):
         return None
     values = tuple((np.shape(x), str(np.asarray(x).dtype), np.asarray(x).tobytes()) for x in leaves)
     return _visible_tiles(structure, values, tuple(batch), heads, queries, request.k.shape[-3], block_q, block_kv)
@@ -201,7 +201,7 @@ def _visible_tiles(structure, values, batch, heads, queries, keys, block_q, bloc
     mask = jax.tree.unflatten(structure, leaves)
     with jax.ensure_compile_time_eval():
         closed = jax.make_jaxpr(lambda: block_map(mask, batch, heads, queries, keys, block_q, block_kv).some)()
-        if any(isinstance(c, jax.core.Tracer) for c in closed.consts):  # captured by a mask function
+        if any(_compat.is_traced(c) for c in closed.consts):  # captured by a mask function
             return None
         (some,) = jax.jit(functools.partial(_compat.eval_jaxpr, closed))()
     return np.asarray(some)

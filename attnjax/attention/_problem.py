@@ -101,9 +101,7 @@ class Problem:
 
     def _add(self, array: jax.Array, dims: tuple) -> int:
         """Append an operand, padded to whole blocks with zeros."""
-        pad = [
-            (0, self.grid.extent(d) - n if d in (ROW, COL) else 0) for d, n in zip(dims, array.shape, strict=True)
-        ]
+        pad = [(0, self.grid.extent(d) - n if d in (ROW, COL) else 0) for d, n in zip(dims, array.shape, strict=True)]
         self.arrays.append(jnp.pad(array, pad) if any(after for _, after in pad) else array)
         self.specs.append(Spec(dims))
         return len(self.arrays) - 1
@@ -181,10 +179,11 @@ class Problem:
         return scale, x, x if gain is None else gain * x, log_x, gain, at, v, stats
 
     def lift(self, scale: Any, *blocks: jax.Array, running: bool = True) -> tuple:
-        """A tile's log scale (of a scaled normalizer), then its sums: ``w @ v``, the masses, and the statistics' terms."""
+        """A tile's log scale (of a scaled normalizer), then its sums: ``w @ v``, masses, and the statistics' terms."""
         scale, x, w, log_x, gain, at, v, stats = self._weights(blocks, scale, running)
         total = lax.dot_general(w, v.astype(w.dtype), (((1,), (0,)), ((), ())))
-        terms = {name: term.sum(1) for stat in stats if stat.kind == "row" for name, term in stat.terms(x, log_x, gain, at).items()}  # fmt: skip
+        rows = [stat for stat in stats if stat.kind == "row"]
+        terms = {name: term.sum(1) for stat in rows for name, term in stat.terms(x, log_x, gain, at).items()}
         sums = (total, *((x.sum(1),) if self.normalizer.scaled else ()), *terms.values())
         return (scale, *sums) if self.normalizer.scaled and running else sums
 

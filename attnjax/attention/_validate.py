@@ -76,7 +76,7 @@ def normalizer_of(normalizer: Any) -> Normalizer:
         return softmax()
     if not isinstance(normalizer, Normalizer):
         raise TypeError(
-            f"normalizer: got {type(normalizer).__name__}, want one from attnjax.normalizers (softmax(), sigmoid(), ...)"
+            f"normalizer: got {type(normalizer).__name__}, want one from attnjax.normalizers (softmax(), ...)"
         )
     return normalizer
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Shaped
+from jaxtyping import Array, Bool, Int
 
 from attnjax.attention._component import Where, array, as_array, component, static
 from attnjax.attention._neighborhood import Neighborhood
@@ -192,7 +192,7 @@ def _count(name: str, value: Any, *, least: int = 0) -> Any:
         raise TypeError(f"{name}: got {type(value).__name__} {value!r}, want an integer or an array of integers")
     if isinstance(value, np.ndarray) and np.min(value) < least:
         raise ValueError(f"{name}={value}: got a negative number or too small a one, want at least {least}")
-    return _lead(jnp.asarray(value, jnp.int32))
+    return _lead(as_array(value, np.int32))
 
 
 def _lead(value):
@@ -280,12 +280,11 @@ def segments(q_ids: Int[Array | np.ndarray, "..."], kv_ids: Int[Array | np.ndarr
     >>> import jax.numpy as jnp
     >>> packed = masks.causal() & masks.segments(jnp.array([0, 0, 1, 1, 1]))
     """
-    q_ids = as_array(q_ids)
-    kv_ids = q_ids if kv_ids is None else as_array(kv_ids)
-    for name, ids in (("q_ids", q_ids), ("kv_ids", kv_ids)):
+    pair = as_array(q_ids), as_array(q_ids if kv_ids is None else kv_ids)
+    for name, ids in zip(("q_ids", "kv_ids"), pair, strict=True):
         if not jnp.issubdtype(ids.dtype, jnp.integer) or ids.ndim == 0:
             raise TypeError(f"segments({name}): got {ids.dtype}{list(ids.shape)}, want integers [*B, length]")
-    return _Segments(q_ids, kv_ids)
+    return _Segments(*pair)
 
 
 def dilated(step: int, left: int, right: int = 0) -> Mask:

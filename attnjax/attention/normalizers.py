@@ -162,9 +162,7 @@ class Monoid(Normalizer):
     finalize: Callable = static()
 
 
-def softmax(
-    sink: float | Float[Array, " N"] | None = None, *, tie_factor: float | None = None
-) -> Normalizer:
+def softmax(sink: float | Float[Array, " N"] | None = None, *, tie_factor: float | None = None) -> Normalizer:
     """Softmax, ``w_ts = exp(s_ts) / (exp(sink_n) + sum_s' exp(s_ts'))``; without a sink the first term is absent.
 
     A row without a visible key has weights 0.

@@ -51,7 +51,9 @@ class Score:
 
     def __rshift__(self, then: "Score") -> "Score":
         if not isinstance(then, Score):
-            raise TypeError(f"score >> other: got {type(then).__name__}, want a score; wrap a function in from_function()")
+            raise TypeError(
+                f"score >> other: got {type(then).__name__}, want a score; wrap a function: from_function()"
+            )
         if then.starts:
             raise ValueError(
                 f"score >> {type(then).__name__.lstrip('_').lower()}: it starts from queries and keys, so it can only "
@@ -285,8 +287,8 @@ def softcap(cap: float | Float[Array, "..."]) -> Score:
     """
     if isinstance(cap, (int, float)) and not cap > 0:
         raise ValueError(f"softcap(cap={cap}): want a positive number")
-    cap = as_array(cap)
-    return _Softcap(cap if cap.ndim == 0 else cap[..., None, None])
+    values = as_array(cap)
+    return _Softcap(values if values.ndim == 0 else values[..., None, None])
 
 
 def alibi(slopes: PerHead) -> Score:

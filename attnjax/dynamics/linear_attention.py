@@ -1,6 +1,7 @@
 """One linear self-attention layer with all its parameters, trained by SGD on sampled prompts.
 
-Source: Zhang, Frei, Bartlett, 2024, "Trained Transformers Learn Linear Models In-Context", JMLR 25(49), arXiv 2306.09927.
+Source: Zhang, Frei, Bartlett, 2024, "Trained Transformers Learn Linear Models In-Context", JMLR 25(49),
+arXiv 2306.09927.
 """
 
 from typing import NamedTuple
@@ -45,7 +46,8 @@ def init(theta: Float[Array, "D D"], scale: float | Float[Array, ""]) -> State:
 
     Args:
         theta: Any matrix whose product with the input covariance is not zero; it is scaled to |theta theta^T|_F = 1.
-        scale: Positive; the theorem asks scale^2 |Gamma|_op sqrt(D) < 2, see `linear_attention_theory.largest_init_scale`.
+        scale: Positive; the theorem asks scale^2 |Gamma|_op sqrt(D) < 2, see
+            `linear_attention_theory.largest_init_scale`.
 
     Returns:
         State at step zero, in the dtype of `theta`.
@@ -112,7 +114,7 @@ def layer(params: Params, tokens: Float[Array, "*B T E"]) -> Float[Array, "*B T 
 
 
 def predict(params: Params, prompts: Prompts) -> Float[Array, " B"]:
-    """The prediction for the query's label: the last entry of the query's token after `layer`, at O(N D + D^2) a prompt.
+    """The prediction for the query's label: the last entry of the query's token after `layer`, in O(N D + D^2).
 
     Args:
         params: Weights.
@@ -144,7 +146,7 @@ def loss(params: Params, prompts: Prompts) -> Float[Array, ""]:
         prompts: A batch.
 
     Returns:
-        The batch loss, whose mean over prompts is `linear_attention_theory.population_loss` when the other blocks are zero.
+        The batch loss; its mean is `linear_attention_theory.population_loss` when the other blocks are zero.
 
     Example:
         >>> from attnjax.tasks import linear_regression

@@ -1,14 +1,16 @@
 """Gradient flow of linear self-attention on in-context regression, and its closed forms.
 
-From the balanced start only two blocks of the weights ever move: u = W_KQ[:D, :D] and w = W_PV[D, D]. The prediction is then
-g^T (w u) x_q with g = (1/N) sum_i y_i x_i, and everything below is quadratic in the product w u with coefficients that are
-moments of g. With S = covariance, P = prior covariance of the task vector, s = standard deviation of the label noise:
+From the balanced start only two blocks of the weights ever move: u = W_KQ[:D, :D] and w = W_PV[D, D]. The prediction is
+then g^T (w u) x_q with g = (1/N) sum_i y_i x_i, and everything below is quadratic in the product w u with coefficients that
+are moments of g. With S = covariance, P = prior covariance of the task vector, s = standard deviation of the label noise:
 
     M = E[g g^T] = (1 + 1/N) S P S + (tr(P S) + s^2) S / N,        E[(task vector) g^T] = P S.
 
-Source: Zhang, Frei, Bartlett, 2024, "Trained Transformers Learn Linear Models In-Context", JMLR 25(49), arXiv 2306.09927.
-Deviation: the paper has P = I and s = 0, where M = Gamma S with Gamma = (1 + 1/N) S + (tr S / N) I. The general M, with the
-minimum, flow and risk that follow from it, is an own derivation (Gaussian fourth moments), tested against sampled prompts.
+Source: Zhang, Frei, Bartlett, 2024, "Trained Transformers Learn Linear Models In-Context", JMLR 25(49),
+arXiv 2306.09927.
+Deviation: the paper has P = I and s = 0, where M = Gamma S with Gamma = (1 + 1/N) S + (tr S / N) I. The general M, with
+the minimum, flow and risk that follow from it, is an own derivation (Gaussian fourth moments), tested against sampled
+prompts. The paper's 1/2 in the loss is kept; `risk` is without it.
 Written for any dtype; run it under `jax.enable_x64(True)` when comparing to many digits.
 """
 
@@ -248,8 +250,8 @@ def isotropic_product(
         >>> print(round(float(isotropic_product(jnp.array(1.0), dimension=5, length=20, start=0.01)), 4))
         0.412
 
-    Source: own derivation from the flow of Zhang, Frei, Bartlett, 2024, Lemma 5.2, arXiv 2306.09927: with w = sqrt(D) u the
-    product obeys dp/dt = 2 sqrt(D) variance^2 p (1 - p / p*).
+    Source: own derivation from the flow of Zhang, Frei, Bartlett, 2024, Lemma 5.2, arXiv 2306.09927: with w = sqrt(D) u
+    the product obeys dp/dt = 2 sqrt(D) variance^2 p (1 - p / p*).
     """
     m = (1 + 1 / length) * variance**2 + (dimension * variance + noise**2) * variance / length
     limit = variance / m

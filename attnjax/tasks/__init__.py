@@ -2,9 +2,19 @@
 
 from attnjax.tasks._linear_regression import (
     Prompts as Prompts,
+)
+from attnjax.tasks._linear_regression import (
     geometric_spectrum as geometric_spectrum,
+)
+from attnjax.tasks._linear_regression import (
     linear_regression as linear_regression,
+)
+from attnjax.tasks._linear_regression import (
     prompt_tokens as prompt_tokens,
+)
+from attnjax.tasks._linear_regression import (
     random_rotation as random_rotation,
+)
+from attnjax.tasks._linear_regression import (
     rotated as rotated,
 )

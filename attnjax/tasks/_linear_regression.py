@@ -164,7 +164,8 @@ def _root(covariance: Array, name: str, dimension: int) -> Array:
     """L with L L^T = covariance, as a vector of standard deviations for a spectrum."""
     if dimension < 1 or covariance.shape not in ((dimension,), (dimension, dimension)):
         raise ValueError(
-            f"{name} must be a spectrum [D] or a matrix [D, D] with D the dimension of the inputs, got shape {covariance.shape}"
+            f"{name} must be a spectrum [D] or a matrix [D, D] with D the dimension of the inputs, "
+            f"got shape {covariance.shape}"
         )
     return jnp.sqrt(covariance) if covariance.ndim == 1 else jnp.linalg.cholesky(covariance)
 

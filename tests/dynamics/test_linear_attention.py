@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attnjax.dynamics import linear_attention, linear_attention_theory as theory
+from attnjax.dynamics import linear_attention
+from attnjax.dynamics import linear_attention_theory as theory
 from attnjax.tasks import geometric_spectrum, linear_regression, prompt_tokens, random_rotation, rotated
 
 

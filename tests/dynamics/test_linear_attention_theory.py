@@ -1,13 +1,15 @@
 """Closed forms against automatic differentiation, against the flow in float64, and against stored numbers."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attnjax.dynamics import linear_attention, linear_attention_theory as theory
+from attnjax.dynamics import linear_attention
+from attnjax.dynamics import linear_attention_theory as theory
 from attnjax.tasks import geometric_spectrum, random_rotation, rotated
 
 gradient_flow = pytest.importorskip("experiments._gradient_flow", reason="diffrax is in the extra `experiments`")
@@ -38,7 +40,9 @@ def test_flow_is_minus_the_gradient(dimension, length, condition):
     task = make_task(dimension, length, condition, noise=0.4, prior=prior)
     at = theory.Blocks(jax.random.normal(jax.random.key(1), (dimension, dimension)), jnp.array(0.7))
     gradient = jax.grad(theory.population_loss)(at, task)
-    jax.tree.map(lambda v, g: np.testing.assert_allclose(v, -g, rtol=1e-10, atol=1e-10), theory.flow(at, task), gradient)
+    jax.tree.map(
+        lambda v, g: np.testing.assert_allclose(v, -g, rtol=1e-10, atol=1e-10), theory.flow(at, task), gradient
+    )
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.8])
@@ -72,14 +76,18 @@ def test_the_noise_free_identity_prior_case_is_the_paper_formula():
     np.testing.assert_allclose(theory.largest_init_scale(task) ** 2 * np.linalg.norm(gamma, 2) * 2, 2, rtol=1e-9)
 
 
-@pytest.mark.parametrize(("dimension", "length", "variance", "noise"), [(5, 20, 1.0, 0.0), (3, 7, 2.0, 0.5), (9, 40, 0.6, 0.0)])
+@pytest.mark.parametrize(
+    ("dimension", "length", "variance", "noise"), [(5, 20, 1.0, 0.0), (3, 7, 2.0, 0.5), (9, 40, 0.6, 0.0)]
+)
 def test_isotropic_time_course_is_the_flow(dimension, length, variance, noise):
     task = theory.Task(variance * jnp.eye(dimension), length, noise=noise)
     scale = 0.12
     begin = theory.blocks(linear_attention.init(jnp.eye(dimension), scale).params)
     times = jnp.linspace(0.0, 8 / (math.sqrt(dimension) * variance**2), gradient_flow.POINTS)
     path = gradient_flow.follow(begin, task, times)
-    course = dict(dimension=dimension, length=length, start=scale**2 / math.sqrt(dimension), variance=variance, noise=noise)
+    course: dict[str, Any] = dict(
+        dimension=dimension, length=length, start=scale**2 / math.sqrt(dimension), variance=variance, noise=noise
+    )
     np.testing.assert_allclose(path.w * path.u[:, 0, 0], theory.isotropic_product(times, **course), rtol=1e-6)
     half = theory.isotropic_half_time(**course)
     limit = theory.isotropic_product(jnp.array(jnp.inf), **course)

@@ -13,7 +13,7 @@ from experiments._statistics import mean_over_seeds
 KEYS = ["id", "statement", "source", "predicted", "measured", "interval", "tolerance", "reason", "verdict"]
 
 
-def verdict(make, predicted, measured, interval=None, *, tolerance=0.1, **knobs):
+def verdict(make, predicted, measured, interval=None, *, tolerance: float | None = 0.1, **knobs):
     claim = make(
         "id",
         "statement",

@@ -23,7 +23,9 @@ def run(tmp_path):
 QUICK = dataclasses.replace(experiment.Config.quick(), checkpoints=4, test_lengths=(3, 60), test_prompts=16384)
 ELSEWHERE = [
     {"dimension": 3, "length": 50, "condition_number": 3.0, "seed": 5},
-    pytest.param({"dimension": 3, "length": 5, "condition_number": 30.0, "seed": 1, "batch": 512}, marks=pytest.mark.slow),
+    pytest.param(
+        {"dimension": 3, "length": 5, "condition_number": 30.0, "seed": 1, "batch": 512}, marks=pytest.mark.slow
+    ),
     pytest.param({"dimension": 10, "length": 30, "condition_number": 1.5, "seed": 2}, marks=pytest.mark.slow),
     pytest.param({"dimension": 4, "spectrum": (2.0, 1.0, 0.5, 0.25), "length": 10, "seed": 3}, marks=pytest.mark.slow),
     pytest.param({"theta": "identity", "init_scale": 0.05, "noise": 2.0, "seed": 4}, marks=pytest.mark.slow),

@@ -1,0 +1,111 @@
+"""The three settings of `in_context_regression`: their tasks, their theory, and how long SGD trains."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attnjax.dynamics import linear_attention
+from attnjax.dynamics import linear_attention_theory as theory
+from attnjax.tasks import geometric_spectrum, random_rotation, rotated
+from experiments._gradient_flow import POINTS, curvatures, follow, losses_along, time_to_converge, time_to_risk
+from experiments._sgd_ensemble import Trained, flow_time
+
+SETTINGS = ("isotropic", "anisotropic", "noisy")
+ISOTROPIC, ANISOTROPIC, NOISY = range(3)
+EXCESS = 0.005  # SGD covers the flow time after which the risk is within this fraction of the least
+
+
+class Setting(NamedTuple):
+    """One setting and its theory, in float64; curves are over `times`.
+
+    Attributes:
+        task: Distribution of the training prompts.
+        theta: Shape of the start.
+        limit: Gradient flow once nothing moves.
+        drift: Largest change of the conserved w^2 - |u|_F^2 along the whole flow.
+        times: Flow time, from 0 to where SGD ends `[T]`.
+        risks: Risk along gradient flow, on the training distribution.
+        products: tr(w u) / D along gradient flow.
+        product: w u of gradient flow where SGD ends `[D, D]`.
+    """
+
+    task: theory.Task
+    theta: np.ndarray
+    limit: theory.Blocks
+    drift: float
+    times: np.ndarray
+    risks: np.ndarray
+    products: np.ndarray
+    product: np.ndarray
+
+
+class Result(NamedTuple):
+    """What the claims and figures are made of; `settings` and the first axis in `sgd` are as in `SETTINGS`.
+
+    `config` is the experiment's `Config`.
+    """
+
+    config: Any
+    settings: tuple[Setting, ...]
+    sgd: Trained
+
+
+def problem(name: str, config: Any, key: jax.Array) -> tuple[theory.Task, jax.Array]:
+    """The task and the shape of the start of one setting; the rotated two share both."""
+    d = config.dimension
+    if name == "isotropic":
+        return theory.Task(jnp.eye(d), config.length), jnp.eye(d)
+    rotation_key, theta_key = jax.random.split(key)
+    spectrum = geometric_spectrum(d, config.condition_number) if config.spectrum is None else jnp.array(config.spectrum)
+    covariance = rotated(spectrum, random_rotation(rotation_key, d))
+    theta = linear_attention.random_theta(theta_key, d) if config.theta == "random" else jnp.eye(d)
+    return theory.Task(covariance, config.length, noise=config.noise if name == "noisy" else 0.0), theta
+
+
+def start_of(theta: jax.Array, config: Any) -> theory.Blocks:
+    """The balanced start's two blocks."""
+    return theory.blocks(linear_attention.init(theta, config.init_scale).params)
+
+
+def schedule(config: Any, problems: list[tuple[theory.Task, jax.Array]]) -> tuple[int, list[float]]:
+    """Number of SGD steps, common to all settings, and the first learning rate of each."""
+    needed = [time_to_risk(start_of(theta, config), task, excess=EXCESS) for task, theta in problems]
+    steps = config.steps
+    if steps is None:
+        stiffest = [curvatures(task)[1] for task, _ in problems]
+        rates = [config.learning_rate or config.stiffness / curvature for curvature in stiffest]
+        steps = max(math.ceil(2 * time / rate) for time, rate in zip(needed, rates, strict=True))
+    steps = config.checkpoints * math.ceil(steps / config.checkpoints)
+    return steps, [config.learning_rate or time / flow_time(steps) for time in needed]
+
+
+def solve(given: tuple[theory.Task, jax.Array], learning_rate: float, config: Any, steps: int) -> Setting:
+    """Integrate one setting's gradient flow, to its limit and over the time that SGD covers."""
+    task, theta = given
+    start = start_of(theta, config)
+    whole = follow(start, task, jnp.linspace(0.0, time_to_converge(start, task), POINTS))
+    times = jnp.linspace(0.0, learning_rate * flow_time(steps), POINTS)
+    path = follow(start, task, times)
+    products = path.w[:, None, None] * path.u
+    invariant = whole.w**2 - jnp.sum(whole.u**2, axis=(1, 2))
+    return Setting(
+        task=jax.tree.map(np.asarray, task),
+        theta=np.asarray(theta),
+        limit=jax.tree.map(lambda block: np.asarray(block[-1]), whole),
+        drift=float(jnp.max(jnp.abs(invariant - invariant[0]))),
+        times=np.asarray(times),
+        risks=np.asarray(2 * losses_along(path, task)),
+        products=np.asarray(jnp.trace(products, axis1=1, axis2=2) / config.dimension),
+        product=np.asarray(products[-1]),
+    )
+
+
+def closed_form(config: Any, times: np.ndarray | float) -> np.ndarray:
+    """The logistic time course of w u in the isotropic setting."""
+    start = config.init_scale**2 / math.sqrt(config.dimension)
+    return np.asarray(
+        theory.isotropic_product(jnp.asarray(times), dimension=config.dimension, length=config.length, start=start)
+    )

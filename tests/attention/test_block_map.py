@@ -17,8 +17,8 @@ from tests.references import attention as reference
 
 BATCH, HEADS = 2, 3
 GRIDS = ((40,), (5, 8), (2, 4, 5))  # grids of 40 positions, for neighborhoods
-LENGTHS = ((40, 40), (24, 56), (1, 30), (33, 1))
-TILES = ((8, 8), (7, 16), (16, 5), (64, 64), (1, 3))
+PLANES = (((40, 40), (8, 8)), ((40, 40), (7, 16)), ((24, 56), (16, 5)), ((1, 30), (64, 4)))
+"""Lengths T, S and tiles: few, as every operation compiles once for each."""
 
 
 class Drawn(NamedTuple):
@@ -183,7 +183,7 @@ def compositions(draw):
 
     What is drawn is a function that builds the mask: JAX runs in the test only, not while Hypothesis draws.
     """
-    queries, keys = draw(st.sampled_from(LENGTHS))
+    (queries, keys), tiles = draw(st.sampled_from(PLANES))
     kinds = [simple(queries, keys), of_arrays(queries, keys), functions(queries, keys), look_ups(queries, keys)]
     if queries == keys == 40:
         kinds.append(neighborhoods(queries, keys))
@@ -196,7 +196,7 @@ def compositions(draw):
         ),
         max_leaves=4,
     )
-    return draw(composed), queries, keys, draw(st.sampled_from(TILES))
+    return draw(composed), queries, keys, tiles
 
 
 # --- what is true of a tile, from its entries -------------------------------------------------------------------------

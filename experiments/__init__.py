@@ -2,7 +2,7 @@
 
 An experiment is one module. It exposes
 
-    Config                          a frozen dataclass whose fields are the command-line flags; `Config.quick()` is small
+    Config                          a frozen dataclass whose fields are the command-line flags; `quick()` is small
     run(config, context) -> Result  the work; `Result` is a NamedTuple of arrays and numbers, and may nest
     claims(result) -> list[Claim]   what theory predicts beside what was measured
     plot(result) -> dict            file stem to matplotlib figure

@@ -55,7 +55,7 @@ def curvatures(task: theory.Task) -> tuple[float, float]:
         Rate of the slowest direction, and of the stiffest one, per unit of flow time.
     """
     flat, unflatten = ravel_pytree(theory.global_minimum(task))
-    hessian = jax.hessian(lambda point: theory.population_loss(unflatten(point), task))(flat)
+    hessian = jax.jit(jax.hessian(lambda point: theory.population_loss(unflatten(point), task)))(flat)
     rates = np.linalg.eigvalsh(np.asarray(hessian))
     return float(rates[1]), float(rates[-1])
 

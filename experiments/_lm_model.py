@@ -155,7 +155,9 @@ def uniform_sink(length: int, *, start: int = 0) -> float:
     return float(np.mean(1 / np.arange(start + 1, length + 1)))
 
 
-def generate(model: TransformerLM, key: Array, prompt: bytes, *, context: int, length: int, temperature: float) -> bytes:
+def generate(
+    model: TransformerLM, key: Array, prompt: bytes, *, context: int, length: int, temperature: float
+) -> bytes:
     """Continue `prompt` by `length` bytes, each drawn from `p^(1 / temperature)` given the last `context - 1` bytes."""
     prompt = prompt[-(context - 1) :]
     held = jnp.zeros(context, jnp.int32).at[1 : len(prompt) + 1].set(jnp.array(list(prompt), jnp.int32))

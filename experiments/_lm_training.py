@@ -48,7 +48,8 @@ class Trained(NamedTuple):
 def optimizer(config: Any) -> optax.GradientTransformation:
     """AdamW with a linear warm-up and a cosine decay to 5%, gradients clipped to norm 1, no decay on gains and logits."""
     warmup = max(1, min(100, config.steps // 10))
-    rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, config.steps, config.learning_rate / 20)
+    end = max(config.steps, warmup + 1)
+    rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, end, config.learning_rate / 20)
     matrices = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
     return optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.95, weight_decay=config.weight_decay, mask=matrices)
@@ -153,7 +154,9 @@ class Checkpoints:
         except UsageError:
             raise
         except Exception as error:  # whatever a damaged file makes orbax or json raise
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}"
+            reason = (
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}"
+            )
             raise UsageError(
                 f"--resume: the checkpoint {self.folder / str(step)} cannot be read ({reason:.200}). Delete that folder to "
                 f"resume from the one before it, or start anew without --resume."
@@ -165,7 +168,9 @@ class Checkpoints:
         differing = [name for name in wanted if saved.get(name) != wanted[name]]
         if differing:
             changes = ", ".join(f"{name} was {saved.get(name)!r}, is {wanted[name]!r}" for name in differing)
-            raise UsageError(f"--resume: {self.folder} belongs to other settings ({changes}). Repeat the first run's flags.")
+            raise UsageError(
+                f"--resume: {self.folder} belongs to other settings ({changes}). Repeat the first run's flags."
+            )
 
 
 def train(config: Any, attention: lm.Attention, corpus: Corpus, context: Context) -> Trained:
@@ -202,7 +207,9 @@ def train(config: Any, attention: lm.Attention, corpus: Corpus, context: Context
         for done in range(start, config.steps + 1):
             if done in measure_at and done not in log["measured_at"]:
                 log["measured_at"].append(done)
-                log["measured"].append({k: np.asarray(v).tolist() for k, v in measure(state["params"])._asdict().items()})
+                log["measured"].append(
+                    {k: np.asarray(v).tolist() for k, v in measure(state["params"])._asdict().items()}
+                )
             if done == config.steps or (done > start and done % config.checkpoint_every == 0):
                 save(done)
             if interrupted:
@@ -218,7 +225,9 @@ def train(config: Any, attention: lm.Attention, corpus: Corpus, context: Context
                     context.progress.update(task, completed=done + 1, note=note)
     measured = [lm.Measured(**{k: np.asarray(v) for k, v in entry.items()}) for entry in log["measured"]]
     stacked = jax.tree.map(lambda *entries: np.stack(entries), *measured)
-    trained = Trained(parts, state["params"], np.array(log["losses"]), np.array(log["measured_at"]), stacked, clock.last)
+    trained = Trained(
+        parts, state["params"], np.array(log["losses"]), np.array(log["measured_at"]), stacked, clock.last
+    )
     context.progress.update(task, completed=config.steps)
     return trained
 
@@ -268,4 +277,6 @@ def interruptions() -> Iterator[list[int]]:
 
 def _say_how_to_resume(context: Context, attention: str, step: int) -> None:
     command = context.command if "--resume" in context.command else f"{context.command} --resume"
-    context.console.print(f"Saved {attention} after step {step}. Go on with:\n  {command}", soft_wrap=True, highlight=False)
+    context.console.print(
+        f"Saved {attention} after step {step}. Go on with:\n  {command}", soft_wrap=True, highlight=False
+    )

@@ -71,15 +71,17 @@ def start_of(theta: jax.Array, config: Any) -> theory.Blocks:
 
 
 def schedule(config: Any, problems: list[tuple[theory.Task, jax.Array]]) -> tuple[int, list[float]]:
-    """Number of SGD steps, common to all settings, and the first learning rate of each."""
+    """Number of SGD steps, common to all settings, and the first learning rate of each.
+
+    The learning rate covers the flow time that is needed to come within `EXCESS` of the least risk; where that would
+    take more than `max_steps` at the largest rate allowed, SGD ends earlier, and so does the flow beside it.
+    """
     needed = [time_to_risk(start_of(theta, config), task, excess=EXCESS) for task, theta in problems]
-    steps = config.steps
-    if steps is None:
-        stiffest = [curvatures(task)[1] for task, _ in problems]
-        rates = [config.learning_rate or config.stiffness / curvature for curvature in stiffest]
-        steps = max(math.ceil(2 * time / rate) for time, rate in zip(needed, rates, strict=True))
+    largest = [config.learning_rate or config.stiffness / curvatures(task)[1] for task, _ in problems]
+    pairs = list(zip(needed, largest, strict=True))
+    steps = config.steps or min(config.max_steps, max(math.ceil(2 * time / rate) for time, rate in pairs))
     steps = config.checkpoints * math.ceil(steps / config.checkpoints)
-    return steps, [config.learning_rate or time / flow_time(steps) for time in needed]
+    return steps, [config.learning_rate or min(time / flow_time(steps), rate) for time, rate in pairs]
 
 
 def solve(given: tuple[theory.Task, jax.Array], learning_rate: float, config: Any, steps: int) -> Setting:
@@ -92,7 +94,7 @@ def solve(given: tuple[theory.Task, jax.Array], learning_rate: float, config: An
     products = path.w[:, None, None] * path.u
     invariant = whole.w**2 - jnp.sum(whole.u**2, axis=(1, 2))
     return Setting(
-        task=jax.tree.map(np.asarray, task),
+        task=task,
         theta=np.asarray(theta),
         limit=jax.tree.map(lambda block: np.asarray(block[-1]), whole),
         drift=float(jnp.max(jnp.abs(invariant - invariant[0]))),

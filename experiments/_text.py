@@ -59,7 +59,9 @@ def load(paths: Sequence[Path], *, held_out_bytes: int) -> Corpus:
         UsageError: A path does not exist or cannot be read, or there is too little text.
     """
     files = _read(paths) if paths else _standard_library()
-    origin = f"{len(files)} files of {', '.join(map(str, paths))}" if paths else f"{len(files)} modules of Python's library"
+    origin = (
+        f"{len(files)} files of {', '.join(map(str, paths))}" if paths else f"{len(files)} modules of Python's library"
+    )
     names = _held_out_names(files, held_out_bytes) if len(files) > 1 else ()
     held_out = tuple(files[name] for name in names)
     train = [content for name, content in sorted(files.items()) if name not in names]
@@ -86,7 +88,9 @@ def _read(paths: Sequence[Path]) -> dict[str, bytes]:
             if not path.is_dir():
                 contents[prefix + path.name] = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"--text: cannot read {error.filename} ({error.strerror}); name text files or folders.") from error
+        raise UsageError(
+            f"--text: cannot read {error.filename} ({error.strerror}); name text files or folders."
+        ) from error
     contents = {name: content for name, content in contents.items() if content}
     if not contents:
         raise UsageError(f"--text: {', '.join(map(str, paths))} holds no text; name text files or folders.")

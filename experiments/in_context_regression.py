@@ -21,9 +21,17 @@ from attnjax.dynamics import linear_attention_theory as theory
 from experiments._claim import Claim
 from experiments._context import Context, UsageError
 from experiments._regression_figures import plot as plot
+from experiments._regression_measures import (
+    excess_of,
+    half_time,
+    half_times,
+    product_errors,
+    scale_is_small,
+    single,
+    spectrum_of,
+)
 from experiments._regression_settings import (
     ANISOTROPIC,
-    EXCESS,
     ISOTROPIC,
     NOISY,
     SETTINGS,
@@ -61,10 +69,12 @@ class Config:
     """Shape of the start in the rotated settings; a random one does not commute with the covariance."""
     learning_rate: float | None = None
     """Of SGD's first step; it falls linearly to zero. Default: what gets the flow to within 0.5% of the least risk."""
-    steps: int | None = None
-    """Steps of SGD, rounded up to a multiple of `checkpoints`. Default: what keeps to `stiffness`."""
     stiffness: float = 0.1
-    """First learning rate times the largest curvature, for the default number of steps; small is close to the flow."""
+    """Largest default learning rate times the largest curvature; small is close to gradient flow."""
+    steps: int | None = None
+    """Steps of SGD, rounded up to a multiple of `checkpoints`. Default: as many as the default learning rate needs."""
+    max_steps: int = 4000
+    """Bound on the default number of steps; ill-conditioned settings then end before they reach the least risk."""
     batch: int = 256
     """Fresh prompts per step and seed."""
     seeds: int = 16
@@ -84,6 +94,7 @@ class Config:
         return cls(
             condition_number=2.0,
             stiffness=0.07,
+            max_steps=1000,
             batch=128,
             seeds=8,
             checkpoints=12,
@@ -97,7 +108,16 @@ class Config:
         Raises:
             UsageError: Naming the flag, what it was and what it must be.
         """
-        least = {"dimension": 1, "length": 1, "seeds": 2, "batch": 1, "checkpoints": 2, "test_prompts": 1, "steps": 1}
+        least = {
+            "dimension": 1,
+            "length": 1,
+            "seeds": 2,
+            "batch": 1,
+            "checkpoints": 2,
+            "test_prompts": 1,
+            "steps": 1,
+            "max_steps": 1,
+        }
         for name, bound in least.items():
             if getattr(self, name) is not None and getattr(self, name) < bound:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {bound}, got {getattr(self, name)}.")
@@ -243,7 +263,8 @@ def sgd_claims(result: Result) -> list[Claim]:
             reason="A finite learning rate lags behind the flow, and batch noise on the plateau shifts the rise.",
             assumptions_hold=0 < half < sgd.times[ISOTROPIC, -1],
         ),
-        *(final_risk_claim(result, index) for index in (ISOTROPIC, ANISOTROPIC)),
+        *(risk_claim(result, index) for index in (ISOTROPIC, ANISOTROPIC)),
+        least_risk_claim(result),
         Claim.at_most(
             "sgd-product",
             f"{spectrum_of(result)}, {where}, {runs}: distance of SGD's w u from gradient flow's A at the same time, "
@@ -263,27 +284,44 @@ def sgd_claims(result: Result) -> list[Claim]:
             measured=stray,
             interval=stray_interval,
             tolerance=0.1,
-            reason="Batch noise moves them, the flow pulls them back; a tenth of the norm is a hundredth of its square.",
+            reason="Batch noise moves them, the flow pulls them back; a tenth of the norm is a hundredth squared.",
         ),
     ]
 
 
-def final_risk_claim(result: Result, index: int) -> Claim:
-    """SGD's test risk at the end against the least risk."""
+def risk_claim(result: Result, index: int) -> Claim:
+    """SGD's test risk at the end against gradient flow's at the same time."""
     config, sgd, setting = result.config, result.sgd, result.settings[index]
     measured, interval = single(sgd.risks_by_length[index, :, 0])
-    least = 2 * float(theory.minimal_loss(setting.task))
+    covariance = "Identity covariance" if index == ISOTROPIC else spectrum_of(result)
     return Claim.equal(
         f"sgd-risk-{SETTINGS[index]}",
-        f"{'Identity covariance' if index == ISOTROPIC else spectrum_of(result)}, D = {config.dimension}, "
-        f"N = {config.length}, {config.seeds} seeds: SGD's test risk at the end is the least possible, tr S - tr(S^2 Gamma^-1).",
-        f"Theorem 4.1 of {PAPER}",
-        predicted=least,
+        f"{covariance}, D = {config.dimension}, N = {config.length}, {config.seeds} seeds: SGD's test risk at the end "
+        f"is that of gradient flow at the same time, {excess_of(result, index):.2%} above the least possible.",
+        f"Lemma 5.2 of {PAPER}",
+        predicted=float(setting.risks[-1]),
         measured=measured,
         interval=interval,
         relative_tolerance=0.03,
-        reason="The flow at SGD's end is within 0.5%, batch noise leaves SGD higher, and the test set is finite.",
-        assumptions_hold=bool(setting.risks[-1] <= (1 + 2 * EXCESS) * least) and scale_is_small(result, index),
+        reason="Batch noise leaves SGD a little higher, and the test set is finite.",
+    )
+
+
+def least_risk_claim(result: Result) -> Claim:
+    """SGD's test risk at the end against the least risk, where gradient flow had the time to get there."""
+    config, setting = result.config, result.settings[ANISOTROPIC]
+    measured, interval = single(result.sgd.risks_by_length[ANISOTROPIC, :, 0])
+    return Claim.equal(
+        "sgd-reaches-least-risk",
+        f"{spectrum_of(result)}, D = {config.dimension}, N = {config.length}, {config.seeds} seeds: SGD's test risk at "
+        "the end is the least possible, tr S - tr(S^2 Gamma^-1), if gradient flow comes within 1% in the same time.",
+        f"Theorem 4.1 of {PAPER}",
+        predicted=2 * float(theory.minimal_loss(setting.task)),
+        measured=measured,
+        interval=interval,
+        relative_tolerance=0.03,
+        reason="Besides batch noise and the test set, gradient flow itself is only near its limit.",
+        assumptions_hold=excess_of(result, ANISOTROPIC) <= 0.01 and scale_is_small(result, ANISOTROPIC),
     )
 
 
@@ -315,7 +353,6 @@ def noise_claims(result: Result) -> list[Claim]:
     """Label noise: how far the theorem is off without it, and the extended closed form."""
     config, sgd, setting = result.config, result.sgd, result.settings[NOISY]
     measured, interval = single(sgd.risks_by_length[NOISY, :, 0])
-    least = 2 * float(theory.minimal_loss(setting.task))
     where = (
         f"{spectrum_of(result)}, D = {config.dimension}, N = {config.length}, label noise {config.noise:g}, "
         f"{config.seeds} seeds"
@@ -334,57 +371,13 @@ def noise_claims(result: Result) -> list[Claim]:
         ),
         Claim.equal(
             "noise-extended",
-            f"{where}: SGD's test risk at the end is the least possible, with Gamma + (noise^2 / N) I for Gamma.",
+            f"{where}: SGD's test risk at the end is that of the flow with Gamma + (noise^2 / N) I for Gamma at the "
+            f"same time, {excess_of(result, NOISY):.2%} above the least possible.",
             "Own derivation: label noise adds noise^2 S / N to the second moment of the context",
-            predicted=least,
+            predicted=float(setting.risks[-1]),
             measured=measured,
             interval=interval,
             relative_tolerance=0.03,
             reason="As in the noise-free setting.",
-            assumptions_hold=bool(setting.risks[-1] <= (1 + 2 * EXCESS) * least),
         ),
     ]
-
-
-def half_time(result: Result) -> jax.Array:
-    """When the closed form is halfway; not positive where it starts beyond."""
-    config = result.config
-    start = config.init_scale**2 / math.sqrt(config.dimension)
-    return jnp.nan_to_num(theory.isotropic_half_time(dimension=config.dimension, length=config.length, start=start))
-
-
-def half_times(result: Result) -> np.ndarray:
-    """When each isotropic SGD run is halfway, interpolated between steps; NaN where it never is `[seeds]`."""
-    times, runs = result.sgd.times[ISOTROPIC], result.sgd.products[ISOTROPIC]
-    half = float(closed_form(result.config, np.inf)) / 2
-    after = np.argmax(runs > half, axis=1)
-    before = np.maximum(after - 1, 0)
-    low, high = (np.take_along_axis(runs, at[:, None], axis=1)[:, 0] for at in (before, after))
-    fraction = (half - low) / np.where(high > low, high - low, 1.0)
-    return np.where(after > 0, times[before] + fraction * (times[after] - times[before]), np.nan)
-
-
-def product_errors(result: Result) -> np.ndarray:
-    """|S^(1/2) (w u - A) S^(1/2)|_F / |S^(1/2) A S^(1/2)|_F of each anisotropic run `[seeds]`."""
-    setting = result.settings[ANISOTROPIC]
-    root = np.linalg.cholesky(setting.task.covariance)
-    seen = lambda product: root.T @ product @ root
-    departures = seen(result.sgd.final_products[ANISOTROPIC] - setting.product)
-    return np.linalg.norm(departures, axis=(-2, -1)) / np.linalg.norm(seen(setting.product))
-
-
-def scale_is_small(result: Result, index: int) -> bool:
-    """Whether the start satisfies the theorem's condition scale^2 |Gamma|_op sqrt(D) < 2."""
-    task = result.settings[index].task
-    return result.config.init_scale < float(theory.largest_init_scale(task))
-
-
-def spectrum_of(result: Result) -> str:
-    """The anisotropic covariance in words."""
-    eigenvalues = np.linalg.eigvalsh(result.settings[ANISOTROPIC].task.covariance)[::-1]
-    return f"Covariance with eigenvalues {', '.join(f'{value:.3g}' for value in eigenvalues)}"
-
-
-def single(samples: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """Mean and 95% interval over seeds of one number."""
-    return mean_over_seeds(samples[:, None]).at(0)

@@ -146,7 +146,9 @@ def run(config: Config, context: Context) -> Result:
     """Train the models, one after the other, and evaluate them."""
     names = [config.attention] + ([] if config.compare == "none" else [config.compare])
     if config.resume and not any((context.out / "checkpoints" / config.attention).glob("[0-9]*")):
-        raise UsageError(f"--resume: no checkpoint in {context.out / 'checkpoints'}; start without --resume, or name --out.")
+        raise UsageError(
+            f"--resume: no checkpoint in {context.out / 'checkpoints'}; start without --resume, or name --out."
+        )
     corpus = _text.load(config.text, held_out_bytes=config.held_out_bytes)
     sizes = np.array([len(content) for content in corpus.held_out])
     context.console.print(
@@ -339,7 +341,9 @@ def _plot_key_mass(result: Result) -> Figure:
     for axes, course in zip(np.atleast_1d(all_axes), result.courses, strict=True):
         profile = course.measured.key_mass  # [M, L, N, T]
         positions = np.arange(1, profile.shape[-1] + 1)
-        axes.plot(positions, profile[0].mean((0, 1)), color="black", linewidth=1, linestyle=":", label="before training")
+        axes.plot(
+            positions, profile[0].mean((0, 1)), color="black", linewidth=1, linestyle=":", label="before training"
+        )
         for layer in range(profile.shape[1]):
             color = _plotting.COLORS[layer % len(_plotting.COLORS)]
             axes.plot(positions, np.abs(profile[-1, layer]).mean(0), color=color, label=f"layer {layer + 1}")

@@ -187,9 +187,9 @@ class _Neighborhood(Mask):
 
 def _count(name: str, value: Any, *, least: int = 0) -> Any:
     """A count, or an array of counts for each head (or batch); Python and NumPy values are checked."""
-    value = np.asarray(value) if isinstance(value, (bool, int, float, np.generic)) else value
+    given, value = value, np.asarray(value) if isinstance(value, (bool, int, float, np.generic)) else value
     if not hasattr(value, "dtype") or not jnp.issubdtype(value.dtype, jnp.integer):
-        raise TypeError(f"{name}: got {type(value).__name__} {value!r}, want an integer or an array of integers")
+        raise TypeError(f"{name}: got {type(given).__name__} {given!r}, want an integer or an array of integers")
     if isinstance(value, np.ndarray) and np.min(value) < least:
         raise ValueError(f"{name}={value}: got a negative number or too small a one, want at least {least}")
     return _lead(as_array(value, np.int32))

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from attnjax._typing import PerHead
 from attnjax.attention._component import Where, array, as_array, component, static
 from attnjax.attention._thresholds import entmax15_weights, sparsemax_weights
 
@@ -162,7 +163,7 @@ class Monoid(Normalizer):
     finalize: Callable = static()
 
 
-def softmax(sink: float | Float[Array, " N"] | None = None, *, tie_factor: float | None = None) -> Normalizer:
+def softmax(sink: PerHead | None = None, *, tie_factor: float | int | None = None) -> Normalizer:
     """Softmax, ``w_ts = exp(s_ts) / (exp(sink_n) + sum_s' exp(s_ts'))``; without a sink the first term is absent.
 
     A row without a visible key has weights 0.
@@ -187,7 +188,7 @@ def softmax(sink: float | Float[Array, " N"] | None = None, *, tie_factor: float
     return _Softmax(None if sink is None else as_array(sink), None, tie_factor)
 
 
-def softmax_plus_one(n: float | Float[Array, " N"] = 1.0) -> Normalizer:
+def softmax_plus_one(n: PerHead = 1.0) -> Normalizer:
     """Softmax with n zeros more, ``w_ts = exp(s_ts) / (n + sum_s' exp(s_ts'))``: a row may attend to nothing.
 
     Source: Miller, 2023, Attention Is Off By One. ``n=0`` is ``softmax()``; ``n`` is ``softmax(sink=log(n))``.
@@ -204,7 +205,7 @@ def softmax_plus_one(n: float | Float[Array, " N"] = 1.0) -> Normalizer:
 
 
 def log_n_softmax(
-    coefficient: float | Float[Array, " N"] = 1.0, n: float | Float[Array, "*B T"] | None = None
+    coefficient: PerHead = 1.0, n: float | int | Float[Array, "*B T"] | None = None
 ) -> Normalizer:
     """Softmax of ``c_n * log(n_t) * s_ts``: logits grow with the number of keys, so that attention stays as sharp.
 
@@ -223,7 +224,7 @@ def log_n_softmax(
     return _LogN(as_array(coefficient, float), None if n is None else as_array(n))
 
 
-def sigmoid(bias: float | Float[Array, " N"] | None = None) -> Normalizer:
+def sigmoid(bias: PerHead | None = None) -> Normalizer:
     """Sigmoid attention, ``w_ts = sigmoid(s_ts + b_n)``; rows do not sum to one.
 
     Source: Ramapuram et al., 2024, Theory, Analysis, and Best Practices for Sigmoid Self-Attention, Eqs. (3) and (4),

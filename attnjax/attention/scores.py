@@ -221,7 +221,7 @@ def dot_product() -> Score:
     return _DotProduct()
 
 
-def cosine(eps: float = 1e-12) -> Score:
+def cosine(eps: float | int = 1e-12) -> Score:
     """Cosine similarity, ``s_ts = scale * <q_t, k_s> / (|q_t| |k_s|)``; give a ``scale`` (an inverse temperature).
 
     Source: Henry et al., 2020, Query-Key Normalization for Transformers, arXiv 2010.04245.
@@ -274,7 +274,7 @@ def from_query_key(function: Callable) -> Score:
     return _FromQueryKey(function)
 
 
-def softcap(cap: float | Float[Array, "..."]) -> Score:
+def softcap(cap: float | int | Float[Array, "..."]) -> Score:
     """Logit soft-capping, ``s <- cap * tanh(s / cap)``; as ``cap`` grows, the identity.
 
     Source: Gemma Team, 2024, Gemma 2, section 2, arXiv 2408.00118.

@@ -1,8 +1,9 @@
 """Gradient flow of linear self-attention on in-context regression, and its closed forms.
 
 From the balanced start only two blocks of the weights ever move: u = W_KQ[:D, :D] and w = W_PV[D, D]. The prediction is
-then g^T (w u) x_q with g = (1/N) sum_i y_i x_i, and everything below is quadratic in the product w u with coefficients that
-are moments of g. With S = covariance, P = prior covariance of the task vector, s = standard deviation of the label noise:
+then g^T (w u) x_q with g = (1/N) sum_i y_i x_i, and everything below is quadratic in the product w u with coefficients
+that are moments of g. With S the covariance of the inputs, P that of the task vector, s the standard deviation of the
+label noise:
 
     M = E[g g^T] = (1 + 1/N) S P S + (tr(P S) + s^2) S / N,        E[(task vector) g^T] = P S.
 

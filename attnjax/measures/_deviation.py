@@ -9,8 +9,8 @@ matrices: after their sum, as matrix units do). The tiled form is the fold of so
 
 and the untiled one is softmax, then a product. Both are held against float64.
 
-Source: Golden et al., 2024, Is Flash Attention Stable?, arXiv 2405.02803. Deviation: there the types are run by a GPU and
-the golden output is computed in float64 by a numerical re-implementation; here rounding is emulated.
+Source: Golden et al., 2024, Is Flash Attention Stable?, arXiv 2405.02803. Deviation: there
+a GPU runs the types; here their rounding is emulated.
 """
 
 import functools
@@ -154,8 +154,8 @@ def emulate(
         tile: keys in a tile of the online softmax; None is the untiled form. Any size, the last tile may be shorter.
         dtype: type of scores, exponentials, weights and output, no wider than float32.
         accumulator: type of the running state (mass, sum of values, their factors); ``dtype`` by default.
-        reference: the log scale at which a tile ``[T, tile]`` of scores is summed, ``[T]``; the row's maximum by default,
-            or ``normalizers.softmax(tie_factor=2.0).reference``.
+        reference: the log scale at which a tile ``[T, tile]`` of scores is summed, ``[T]``; the row's maximum by
+            default, or ``normalizers.softmax(tie_factor=2.0).reference``.
 
     Returns:
         The output, float32 numbers that fit into ``dtype``.

@@ -6,7 +6,7 @@ alpha can be had from the map or from streamed statistics; all three ways give t
 one. Weights that do not (sigmoid, ReLU, signed softmax) are turned into shares of their row first, as the authors' code
 does: a head that attends little to everything is not a head without a preference.
 
-Source: Gu et al., 2025, When Attention Sink Emerges in Language Models: An Empirical View, section 3.2, arXiv 2410.10781.
+Source: Gu et al., 2024, When Attention Sink Emerges in Language Models, section 3.2, arXiv 2410.10781.
 """
 
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def mean_received(weight_on_key: Float[Array, "*B T N"], key: int = 0, *, offset
     Raises:
         ValueError: no query is at or after the key.
 
-    Source: Gu et al., 2025, section 3.2, arXiv 2410.10781.
+    Source: Gu et al., 2024, section 3.2, arXiv 2410.10781.
 
     >>> import jax.numpy as jnp
     >>> from attnjax import attend, masks, statistics
@@ -73,9 +73,7 @@ def mean_received(weight_on_key: Float[Array, "*B T N"], key: int = 0, *, offset
     return weight_on_key[..., first:, :].mean(axis=-2)
 
 
-def received(
-    key_mass: Float[Array, "*B S N"], queries: int, key: int = 0, *, offset: int = 0
-) -> Float[Array, "*B N"]:
+def received(key_mass: Float[Array, "*B S N"], queries: int, key: int = 0, *, offset: int = 0) -> Float[Array, "*B N"]:
     """alpha of a key from the streamed statistic ``key_mass`` of causal attention.
 
         alpha = key_mass / (number of queries that see the key)
@@ -93,7 +91,7 @@ def received(
     Raises:
         ValueError: no query sees the key, or there is no such key.
 
-    Source: Gu et al., 2025, section 3.2, arXiv 2410.10781.
+    Source: Gu et al., 2024, section 3.2, arXiv 2410.10781.
 
     >>> import jax.numpy as jnp
     >>> from attnjax import attend, masks
@@ -117,7 +115,7 @@ def sink_rate(alpha: Float[Array, "..."], eps: FloatScalar = 0.3) -> Float[Array
     Returns:
         A number between 0 and 1.
 
-    Source: Gu et al., 2025, section 3.2, arXiv 2410.10781.
+    Source: Gu et al., 2024, section 3.2, arXiv 2410.10781.
 
     >>> import jax.numpy as jnp
     >>> print(sink_rate(jnp.array([0.9, 0.31, 0.3, 0.0])))

@@ -17,7 +17,9 @@ class Knob(nnx.Module):
 
     def __init__(self, value: Any, *, trainable: bool, name: str):
         leaves, self.treedef = jax.tree.flatten(value)
-        floats = [isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+        floats = [
+            isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves
+        ]
         if trainable and not any(floats):
             raise ValueError(
                 f"trainable: got {name!r}, but {value!r} carries no floating array to train; give it one, "

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import pytest
 
 from attnjax import BlockSizes, attend, attention_weights, explain, masks, normalizers, scores, statistics
@@ -15,7 +16,16 @@ ARRAYS = {"q": jnp.ones((2, T, N, H)), "k": jnp.ones((2, S, K, H)), "v": jnp.one
 def of(**changed):
     """A call of ``attend`` with some arguments changed."""
     arguments = ARRAYS | changed
-    return attend(*(arguments.pop(name) for name in "qkv"), **arguments)
+    q, k, v = (arguments.pop(name) for name in "qkv")
+    return attend(q, k, v, **arguments)
+
+
+@pytest.fixture(autouse=True)
+def _without_run_time_types():
+    """Annotations are not checked here: what is tested is what a user without the tests' hook reads."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def ones(*shape, dtype=jnp.float32):

@@ -8,6 +8,7 @@ import pytest
 
 from experiments import in_context_regression as experiment
 from experiments._context import Context, UsageError, new_progress
+from experiments._regression_measures import excess_of
 
 
 @pytest.fixture
@@ -20,9 +21,9 @@ def run(tmp_path):
         yield run
 
 
-QUICK = dataclasses.replace(experiment.Config.quick(), checkpoints=4, test_lengths=(3, 60), test_prompts=16384)
+QUICK = dataclasses.replace(experiment.Config.quick(), checkpoints=4, test_lengths=(3, 60))
 ELSEWHERE = [
-    {"dimension": 3, "length": 50, "condition_number": 3.0, "seed": 5},
+    {"dimension": 3, "length": 50, "condition_number": 1.5, "seed": 5},
     pytest.param(
         {"dimension": 3, "length": 5, "condition_number": 30.0, "seed": 1, "batch": 512}, marks=pytest.mark.slow
     ),
@@ -36,8 +37,9 @@ ELSEWHERE = [
 def test_every_claim_holds_elsewhere(run, change):
     result = run(dataclasses.replace(QUICK, **change))
     verdicts = {claim.id: claim for claim in experiment.claims(result)}
-    unmet = verdicts.pop("noise-theorem-as-stated")
-    assert unmet.verdict == "assumption-not-met"
+    assert verdicts.pop("noise-theorem-as-stated").verdict == "assumption-not-met"
+    if excess_of(result, 1) > 0.01:  # too stiff for `max_steps`
+        assert verdicts.pop("sgd-reaches-least-risk").verdict == "assumption-not-met"
     assert not [claim for claim in verdicts.values() if claim.verdict != "pass"]
     assert set(experiment.plot(result)) == {"loss_over_time", "abrupt_rise", "risk_by_length"}
 
@@ -46,22 +48,22 @@ def test_a_wrong_theory_fails(run):
     """The claims see it when the training prompts are not the ones that theory is told of."""
     result = run(dataclasses.replace(QUICK, dimension=3, length=50, condition_number=3.0))
     told = tuple(setting._replace(task=setting.task._replace(length=20)) for setting in result.settings)
-    wrong = result._replace(settings=told)
-    failed = {claim.id for claim in experiment.claims(wrong) if claim.verdict == "fail"}
-    assert {"flow-corner", "flow-block", "flow-minimal-loss", "sgd-risk-anisotropic", "noise-extended"} <= failed
+    wrong = [claim for claim in experiment.claims(result._replace(settings=told)) if claim.verdict == "fail"]
+    expected = {"flow-corner", "flow-block", "flow-minimal-loss", "sgd-reaches-least-risk"}
+    assert expected <= {claim.id for claim in wrong}
 
 
 def test_a_large_start_is_outside_the_theorem(run):
     result = run(dataclasses.replace(QUICK, dimension=3, init_scale=0.9, steps=8, seeds=2, test_prompts=1024))
     verdicts = {claim.id: claim.verdict for claim in experiment.claims(result)}
-    for name in ("flow-corner", "sgd-risk-isotropic", "sgd-half-time"):
+    for name in ("flow-corner", "sgd-reaches-least-risk", "sgd-half-time"):
         assert verdicts[name] == "assumption-not-met"
 
 
 def test_a_run_cut_short_claims_no_limit(run):
     result = run(dataclasses.replace(QUICK, dimension=3, learning_rate=0.01, steps=8, seeds=2, test_prompts=1024))
     verdicts = {claim.id: claim.verdict for claim in experiment.claims(result)}
-    for name in ("sgd-risk-isotropic", "sgd-risk-anisotropic", "noise-extended", "sgd-half-time"):
+    for name in ("sgd-reaches-least-risk", "sgd-half-time"):
         assert verdicts[name] == "assumption-not-met"
     assert result.sgd.times.shape == (3, 8)
     np.testing.assert_allclose(result.sgd.times[:, -1], 0.01 * 4.5)

@@ -102,7 +102,9 @@ def test_every_attention_has_a_normalizer_and_a_gradient(texts):
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient)), name
 
 
-@pytest.mark.parametrize("options", [dict(positions="alibi"), dict(positions="none"), dict(window=4, sinks=1), dict(kv_heads=1)])
+@pytest.mark.parametrize(
+    "options", [dict(positions="alibi"), dict(positions="none"), dict(window=4, sinks=1), dict(kv_heads=1)]
+)
 def test_other_masks_and_positions_stay_causal(options):
     parts = lm.build(experiment.Config(**TINY, **options), "softmax")
     tokens = jax.random.randint(jax.random.key(0), (1, 16), 0, 256)
@@ -197,7 +199,9 @@ class TestResume:
     """Stop anywhere, go on, and find what an uninterrupted run finds, to the last bit."""
 
     def config(self, texts, **options):
-        return experiment.Config(**{**TINY, "text": (texts,), "steps": 12, "compare": "none", "checkpoint_every": 4, **options})
+        return experiment.Config(
+            **{**TINY, "text": (texts,), "steps": 12, "compare": "none", "checkpoint_every": 4, **options}
+        )
 
     def course(self, config, out):
         return experiment.run(config, context(out)).courses[0]

@@ -51,7 +51,7 @@ LENGTHS, TILES = (256, 1024, 4096), (16, 64, 256)
 
 @functools.cache
 def excess() -> dict:
-    """RMS deviation of the tiled form over that of the untiled one, all in bfloat16, by length, tile and accumulator."""
+    """RMS deviation of the tiled form over the untiled one's, in bfloat16, by length, tile and accumulator."""
     found = {
         (one.length, one.tile, one.accumulator): one.found.rms
         for one in sweep(jax.random.key(0), lengths=LENGTHS, tiles=(None, *TILES))
@@ -91,7 +91,7 @@ HALF_STEP = 2.0**-7
 
 
 def with_tied_maxima(seed: int, copies: int, low: float, high: float, sign: float = -1.0):
-    """256 keys, of which ``copies`` share each row's greatest score, from ``low`` to ``high``; the others' are around 0.
+    """256 keys, of which ``copies`` share each row's greatest score, ``low`` to ``high``; others are around 0.
 
     Values are bfloat16 numbers between 1 and 2 in absolute value, all of one sign.
     """
@@ -103,6 +103,7 @@ def with_tied_maxima(seed: int, copies: int, low: float, high: float, sign: floa
     return tuple(arrays)
 
 
+@functools.cache
 def biases(copies: int, *, low=13.0, high=16.0, sign=-1.0, **knobs) -> tuple[float, float]:
     """Mean signed error of O, and that of delta = rowsum(dO * O) for a dO of ones."""
     errors = []
@@ -117,7 +118,7 @@ def biases(copies: int, *, low=13.0, high=16.0, sign=-1.0, **knobs) -> tuple[flo
 @pytest.mark.parametrize("tile", [64, 256])
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 def test_two_tied_maxima_bias_the_output_and_delta(tile, sign):
-    """Predicted: v_1 + v_2, of two bfloat16 numbers from 1 to 2, is half a step off in every second case; the little that
+    """Predicted: v_1 + v_2, of bfloat16 numbers from 1 to 2, is half a step off in every second case; the little that
     the other keys add, of the same sign, makes all of those round away from 0; O is half of that sum."""
     predicted = sign * HALF_STEP / 2 / 2
     of_output, of_delta = biases(2, tile=tile, sign=sign)
@@ -137,8 +138,8 @@ def test_float32_accumulators_have_no_such_bias():
 
 
 def test_three_tied_maxima_stay_biased():
-    """A limit of the modification: the row's sum 3 P + rest is itself half a step off in every second case, and the rest
-    makes it round up; so the bias changes its sign and does not go away."""
+    """A limit of the modification: the row's sum 3 P + rest is itself half a step off in every second case, and the
+    rest makes it round up; so the bias changes its sign and does not go away."""
     plain, modified = biases(3, tile=64)[0], biases(3, tile=64, reference=STABLE)[0]
     assert plain < -HALF_STEP / 10
     assert modified > HALF_STEP / 10
@@ -169,7 +170,7 @@ def test_the_modified_maximum_changes_nothing_in_float32(form):
         def loss(q, k, v, tie_factor):
             normalizer = normalizers.softmax(tie_factor=tie_factor)
             out = attend(q, k, v, normalizer=normalizer, implementation=form, scale=0.125)
-            return (out * jnp.cos(jnp.arange(16.0))).sum(), out
+            return (out @ jnp.cos(jnp.arange(16.0))).sum(), out
 
         runs = [jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v, factor) for factor in (None, 2.0)]
         assert_close(runs[1][1], runs[0][1])

@@ -77,7 +77,7 @@ def test_the_paper_s_threshold_is_crossed_where_the_formula_says():
 
 
 def test_a_key_bias_takes_the_sink():
-    """Key bias, section 7: a learned key k* with value 0 before all others; the sink moves from the first token to it."""
+    """Key bias, section 7: a key k* with value 0 before all others; the sink moves from the first token to it."""
     q, k, v = biased(6.0, heads=2)
     star = jnp.zeros((1, 2, 2)).at[..., 0].set(20.0)
     v = jax.random.normal(jax.random.key(0), v.shape)
@@ -138,7 +138,9 @@ def test_variants_of_the_similarity(getkey, name, form):
         assert_close(own, got)
 
 
-@pytest.mark.parametrize("normalizer", [normalizers.sigmoid(bias=0.0), normalizers.signed_softmax()], ids=["sigmoid", "signed"])
+@pytest.mark.parametrize(
+    "normalizer", [normalizers.sigmoid(bias=0.0), normalizers.signed_softmax()], ids=["sigmoid", "signed"]
+)
 def test_weights_that_do_not_sum_to_one_are_taken_as_shares(getkey, normalizer):
     q, k, _ = projections(getkey, batch=())
     shares = row_shares(attention_weights(q, k, mask=masks.causal(), normalizer=normalizer))
@@ -147,14 +149,16 @@ def test_weights_that_do_not_sum_to_one_are_taken_as_shares(getkey, normalizer):
 
 
 def test_a_sink_of_sigmoid_attention_needs_a_much_larger_score():
-    """The same scores: softmax has a sink in half of the heads, sigmoid in none (its weight is at most 1, others' 1/2)."""
+    """The same scores: softmax has a sink in half of the heads, sigmoid in none (1 against 1/2 each)."""
     q, k, v = biased(8.0, heads=8)
     assert rate(q, k, v) == 0.5
     assert rate(q, k, v, normalizer=normalizers.sigmoid(bias=0.0)) == 0.0
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match=r"key=4: no query at or after it among 4 queries \(offset=0\); want a key from 0 to 3"):
+    with pytest.raises(
+        ValueError, match=r"key=4: no query at or after it among 4 queries \(offset=0\); want a key from 0 to 3"
+    ):
         mean_received(jnp.zeros((4, 1)), key=4)
     with pytest.raises(ValueError, match=r"key=-1: no query"):
         received(jnp.zeros((4, 1)), queries=4, key=-1)

@@ -1,0 +1,234 @@
+"""The catalogue: one record for each mechanism or claim of the literature, and where it is checked.
+
+A record is here when its functions exist, pass the conformance suite, and a test or an experiment checks its claim.
+
+>>> from attnjax import catalog
+>>> [record.title for record in catalog.RECORDS if catalog.normalizers.sigmoid in record.functions]
+['When Attention Sink Emerges in Language Models: An Empirical View',
+ 'Theory, Analysis, and Best Practices for Sigmoid Self-Attention']
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from attnjax import measures
+from attnjax.attention import attend, attention_weights, explain, masks, normalizers, scores, statistics
+
+__all__ = ["RECORDS", "Cost", "Record", "Source"]
+
+STREAMING = ("dense", "rows", "blocks")
+"""The implementations that serve every normalizer that folds over keys."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A paper.
+
+    Attributes:
+        authors: the first author and "et al.", or both.
+        year: of the first version.
+        arxiv: arXiv identifier, four digits, a dot, five digits.
+    """
+
+    authors: str
+    year: int
+    arxiv: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Formulas in the package's axis letters, for one batch entry, forward; memory is temporary, without the output."""
+
+    time: str
+    memory: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A mechanism or claim of the literature.
+
+    Attributes:
+        index: number in the project's catalogue of the literature.
+        title: of the paper.
+        source: who, when, where.
+        functions: the public functions that are it, or that compose to it.
+        cost: time and temporary memory.
+        forms: implementations of ``attend`` that serve it; empty for a measure.
+        checked: where its claim is checked, ``file::function`` of tests or experiments.
+        deviation: where it differs from the source, and which part of the claim is not checked; empty for nowhere.
+    """
+
+    index: int
+    title: str
+    source: Source
+    functions: tuple[Callable, ...]
+    cost: Cost
+    forms: tuple[str, ...]
+    checked: tuple[str, ...]
+    deviation: str = ""
+
+
+CONFORMANCE = "tests/attention/test_conformance.py::test_case"
+_PAPERS = "tests/measures/test_papers.py::"
+_SINKS = "tests/measures/test_sinks.py::"
+_DEVIATION = "tests/measures/test_deviation.py::"
+
+RECORDS: tuple[Record, ...] = (
+    Record(
+        index=62,
+        title="Why Low-Precision Transformer Training Fails: An Analysis on Flash Attention",
+        source=Source("Qiu and Yao", 2025, "2510.04212"),
+        functions=(normalizers.softmax, measures.emulate),
+        cost=Cost("O(N T S (H + V))", "O(N T V + tile) in blocks"),
+        forms=STREAMING,
+        checked=(
+            CONFORMANCE,
+            _DEVIATION + "test_two_tied_maxima_bias_the_output_and_delta",
+            _DEVIATION + "test_the_modified_maximum_removes_the_bias_of_two_tied_maxima",
+            _DEVIATION + "test_three_tied_maxima_stay_biased",
+            _DEVIATION + "test_the_modified_maximum_of_large_logits_loses_no_row",
+            _DEVIATION + "test_the_modified_maximum_changes_nothing_in_float32",
+        ),
+        deviation=(
+            "softmax(tie_factor=2): the maximum is raised by 16 at most, as twice a maximum near 100 "
+            "underflows every exponential. In emulation the bias of two tied maxima falls to less than an "
+            "eighth; that of three does not go away, because the row's sum is rounded with the same bias. No "
+            "training run is made to explode."
+        ),
+    ),
+    Record(
+        index=167,
+        title="More Expressive Attention with Negative Weights",
+        source=Source("Lv et al.", 2024, "2411.07176"),
+        functions=(normalizers.signed_softmax,),
+        cost=Cost("O(N T S (H + V))", "O(N T V + tile) in blocks"),
+        forms=STREAMING,
+        checked=(
+            CONFORMANCE,
+            _PAPERS + "test_signed_weights_have_unit_l1_norm",
+            _PAPERS + "test_one_signed_head_subtracts_and_softmax_cannot",
+            _PAPERS + "test_signed_weights_keep_an_early_token_visible",
+        ),
+        deviation="A score of exactly 0 counts as positive. The quality of trained language models is not compared.",
+    ),
+    Record(
+        index=173,
+        title="Is Flash Attention Stable?",
+        source=Source("Golden et al.", 2024, "2405.02803"),
+        functions=(measures.deviation, measures.sweep, measures.compare, measures.golden, measures.emulate),
+        cost=Cost("O(T S (H + V)) for one head", "O(T S) untiled, O(T (V + tile)) tiled"),
+        forms=(),
+        checked=(
+            _DEVIATION + "test_tiled_attention_in_bfloat16_deviates_more_than_untiled",
+            _DEVIATION + "test_the_excess_grows_with_the_number_of_tiles",
+            _DEVIATION + "test_the_excess_vanishes_with_float32_accumulators",
+        ),
+        deviation=(
+            "Rounding is emulated. The excess depends on the number of tiles: the RMS ratio of tiled to "
+            "untiled is from 1.5 (16 tiles of 16 keys) to 7 (256 tiles), where the paper reports about 10. "
+            "The distance between the weights of trained models is not measured."
+        ),
+    ),
+    Record(
+        index=179,
+        title="Self-attention Does Not Need O(n^2) Memory",
+        source=Source("Rabe and Staats", 2021, "2112.05682"),
+        functions=(attend,),
+        cost=Cost("O(N T S (H + V))", "O(N T V + tile), forward and backward"),
+        forms=("rows", "blocks"),
+        checked=(
+            CONFORMANCE,
+            _PAPERS + "test_any_chunking_gives_the_same_output_and_gradients",
+            _PAPERS + "test_temporary_memory_grows_linearly",
+        ),
+        deviation=(
+            "The backward pass recomputes tiles from the row's logsumexp instead of rematerializing whole "
+            "chunks; tiles that the mask leaves empty are not visited."
+        ),
+    ),
+    Record(
+        index=195,
+        title="When Attention Sink Emerges in Language Models: An Empirical View",
+        source=Source("Gu et al.", 2024, "2410.10781"),
+        functions=(
+            measures.received,
+            measures.mean_received,
+            measures.row_shares,
+            measures.sink_rate,
+            statistics.mass_on,
+            statistics.key_mass,
+            normalizers.softmax,
+            normalizers.sigmoid,
+            normalizers.from_monoid,
+        ),
+        cost=Cost("O(N T S (H + V)), key_mass a second pass", "O(N T V + N S + tile) in blocks"),
+        forms=STREAMING,
+        checked=(
+            _SINKS + "test_the_three_ways_agree_with_the_formula",
+            _SINKS + "test_the_paper_s_threshold_is_crossed_where_the_formula_says",
+            _SINKS + "test_a_key_bias_takes_the_sink",
+            _SINKS + "test_variants_of_the_similarity",
+            _SINKS + "test_a_sink_of_sigmoid_attention_needs_a_much_larger_score",
+            "experiments/language_model.py::claims",
+        ),
+        deviation=(
+            "softmax(sink=) is a key bias with value 0 whose logit does not depend on the query; one that "
+            "does is a learned key with value 0 in front of the others. ELU + 1 and normalized similarities "
+            "are monoids. The experiment trains on bytes of text and follows the weight on the first "
+            "position, with softmax and sigmoid."
+        ),
+    ),
+    Record(
+        index=202,
+        title="Fast Transformer Decoding: One Write-Head is All You Need",
+        source=Source("Shazeer", 2019, "1911.02150"),
+        functions=(attend,),
+        cost=Cost("O(N T S (H + V)); a decoding step reads S K (H + V) numbers", "O(N T V + tile) in blocks"),
+        forms=(*STREAMING, "cudnn"),
+        checked=(
+            CONFORMANCE,
+            _PAPERS + "test_multi_query_attention_is_attention_with_tied_projections",
+            _PAPERS + "test_the_cache_shrinks_by_the_number_of_heads",
+            "tests/test_benchmarks.py::test_decoding",
+        ),
+        deviation="K = 1, or any divisor of N. The quality of a trained model is not compared.",
+    ),
+    Record(
+        index=295,
+        title="AttentionEngine: A Versatile Framework for Efficient Attention Mechanisms on Diverse Hardware Platforms",
+        source=Source("Chen et al.", 2025, "2502.15349"),
+        functions=(
+            attend,
+            attention_weights,
+            explain,
+            masks.from_function,
+            scores.from_function,
+            normalizers.from_monoid,
+        ),
+        cost=Cost("O(visited tiles * tile * (H + V))", "O(N T V + tile) in blocks"),
+        forms=STREAMING,
+        checked=(CONFORMANCE, _PAPERS + "test_one_template_serves_every_mechanism"),
+        deviation=(
+            "The parallel form only, not the linear one with chunks. Tile sizes come from the mask and the "
+            "shapes, not from a search on the device. Speed on accelerators is not measured."
+        ),
+    ),
+    Record(
+        index=378,
+        title="Theory, Analysis, and Best Practices for Sigmoid Self-Attention",
+        source=Source("Ramapuram et al.", 2024, "2409.04431"),
+        functions=(normalizers.sigmoid, scores.alibi),
+        cost=Cost("O(N T S (H + V))", "O(N T V + tile) in blocks"),
+        forms=STREAMING,
+        checked=(
+            CONFORMANCE,
+            _PAPERS + "test_the_bias_keeps_sigmoid_outputs_bounded",
+            _PAPERS + "test_sigmoid_attention_is_smoother_than_softmax_in_a_tied_row",
+        ),
+        deviation=(
+            "The bound on the Jacobian is not evaluated: its measured norm is compared with softmax's on one "
+            "family of inputs. There is no fused kernel."
+        ),
+    ),
+)
+"""Every record, by index."""

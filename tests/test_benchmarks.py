@@ -1,0 +1,88 @@
+"""The benchmarks run, at tiny sizes, and refuse to time wrong values."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import attention_cpu
+from benchmarks.attention_cpu import QUICK, Config
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = dataclasses.replace(Config(), **QUICK)
+
+
+def test_the_command_writes_its_figures(tmp_path):
+    out = tmp_path / "figures" / "attention.json"
+    command = [
+        sys.executable,
+        "benchmarks/attention_cpu.py",
+        "--quick",
+        "--only",
+        "block-map",
+        "decoding",
+        "--out",
+        out,
+    ]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, env=None)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert set(report["sections"]) == {"block-map", "decoding"}
+    assert report["versions"]["jax"]
+    assert report["machine"]["cores"] >= 1
+    assert "--quick" in report["command"]
+    assert "multi-query" in done.stdout
+
+
+def test_speed():
+    found = attention_cpu.speed(TINY)
+    for kind in ("causal", "full"):
+        for part in ("forward", "forward+backward"):
+            assert {"attnjax blocks", "jax.nn"} <= set(found[f"{kind}, {part}"]["ms"])
+            assert found[f"{kind}, {part}"]["ratio_to_first"]["attnjax blocks"] == 1
+
+
+def test_window():
+    found = attention_cpu.window(dataclasses.replace(TINY, window_length=1024))
+    same = found["tiles of 256 x 256"]
+    assert same["tiles_visited"] == {"window": 2 * 7, "causal": 2 * 10}
+    assert same["ratio_of_visited_entries"] == pytest.approx(10 / 7)
+
+
+def test_crossover():
+    rows = attention_cpu.crossover(TINY)
+    assert [(row["batch_times_heads"], row["length"]) for row in rows] == [(2, 16), (2, 32), (4, 16), (4, 32)]
+    assert set(rows[0]["forward+backward"]["ms"]) == {"dense", "blocks"}
+
+
+def test_block_map():
+    for one in attention_cpu.map_of(TINY).values():
+        assert 0 < one["tiles_visited"] < one["tiles"]
+        assert one["temporary_bytes"] > 0
+
+
+def test_decoding():
+    for row in attention_cpu.decoding(TINY):
+        assert row["cache_bytes"]["multi-head"] == TINY.heads * row["cache_bytes"]["multi-query"]
+        assert row["ms"].keys() == row["cache_bytes"].keys()
+
+
+def test_tables_hold_every_measurement():
+    for section in ("crossover", "block-map"):
+        table = attention_cpu.table_of(section, attention_cpu.RUN[section](TINY))
+        assert table.row_count == {"crossover": 16, "block-map": 2}[section]
+
+
+def test_wrong_values_are_not_timed(monkeypatch):
+    monkeypatch.setattr(attention_cpu, "blocks", lambda causal: lambda q, k, v: v * 1.001)
+    monkeypatch.setattr(attention_cpu, "alternate", lambda *_: pytest.fail("timed"))
+    with pytest.raises(
+        attention_cpu.WrongValues, match="blocks, causal=True, against float64: relative error of output"
+    ):
+        attention_cpu.speed(TINY)
+    with pytest.raises(attention_cpu.WrongValues, match="nan"):
+        attention_cpu.require_equal("test", [jnp.array([jnp.nan])], [jnp.ones(1)])

@@ -124,12 +124,12 @@ class Measured(NamedTuple):
         key_mass: `[L, N, T]`: weight that each key receives, per query that may see it.
     """
 
-    bits: Array
-    entropy: Array
-    sink: Array
-    share: Array
-    far_share: Array
-    key_mass: Array
+    bits: Any
+    entropy: Any
+    sink: Any
+    share: Any
+    far_share: Any
+    key_mass: Any
 
 
 def measure(model: TransformerLM, window: Int[Array, "B T"]) -> Measured:

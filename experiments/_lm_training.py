@@ -46,7 +46,7 @@ class Trained(NamedTuple):
 
 
 def optimizer(config: Any) -> optax.GradientTransformation:
-    """AdamW with a linear warm-up and a cosine decay to 5%, gradients clipped to norm 1, no decay on gains and logits."""
+    """AdamW, linear warm-up, cosine decay to 5%, gradients clipped to norm 1, no weight decay on gains and logits."""
     warmup = max(1, min(100, config.steps // 10))
     end = max(config.steps, warmup + 1)
     rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, end, config.learning_rate / 20)
@@ -154,12 +154,10 @@ class Checkpoints:
         except UsageError:
             raise
         except Exception as error:  # whatever a damaged file makes orbax or json raise
-            reason = (
-                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}"
-            )
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UsageError(
-                f"--resume: the checkpoint {self.folder / str(step)} cannot be read ({reason:.200}). Delete that folder to "
-                f"resume from the one before it, or start anew without --resume."
+                f"--resume: the checkpoint {self.folder / str(step)} cannot be read ({reason:.200}). Delete that "
+                f"folder to resume from the one before it, or start anew without --resume."
             ) from error
         return step, state, log
 
@@ -207,9 +205,7 @@ def train(config: Any, attention: lm.Attention, corpus: Corpus, context: Context
         for done in range(start, config.steps + 1):
             if done in measure_at and done not in log["measured_at"]:
                 log["measured_at"].append(done)
-                log["measured"].append(
-                    {k: np.asarray(v).tolist() for k, v in measure(state["params"])._asdict().items()}
-                )
+                log["measured"].append(_as_lists(measure(state["params"])))
             if done == config.steps or (done > start and done % config.checkpoint_every == 0):
                 save(done)
             if interrupted:
@@ -230,6 +226,10 @@ def train(config: Any, attention: lm.Attention, corpus: Corpus, context: Context
     )
     context.progress.update(task, completed=config.steps)
     return trained
+
+
+def _as_lists(measured: lm.Measured) -> dict[str, Any]:
+    return {name: np.asarray(value).tolist() for name, value in measured._asdict().items()}
 
 
 class _Clock:

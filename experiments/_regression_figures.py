@@ -60,7 +60,7 @@ def plot_lengths(result: Result) -> Figure:
     figure, axes = _plotting.new_figure()
     setting, sgd = result.settings[ANISOTROPIC], result.sgd
     grid = np.geomspace(min(sgd.lengths) * 0.8, max(sgd.lengths) * 1.25, 200)
-    at = jax.vmap(lambda length: theory.risk(jnp.asarray(setting.product), setting.task._replace(length=length)))
+    at = jax.vmap(lambda length: theory.risk(setting.product, setting.task._replace(length=length)))
     _plotting.theory(axes, grid, np.asarray(at(jnp.asarray(grid))), label="closed form")
     draw(axes, np.asarray(sgd.lengths), mean_over_seeds(sgd.risks_by_length[ANISOTROPIC]), "SGD, mean and 95%")
     axes.axvline(result.config.length, color="gray", linestyle=":", label="training length")

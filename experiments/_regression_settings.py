@@ -33,13 +33,13 @@ class Setting(NamedTuple):
     """
 
     task: theory.Task
-    theta: np.ndarray
+    theta: jax.Array
     limit: theory.Blocks
     drift: float
     times: np.ndarray
     risks: np.ndarray
     products: np.ndarray
-    product: np.ndarray
+    product: jax.Array
 
 
 class Result(NamedTuple):
@@ -95,13 +95,13 @@ def solve(given: tuple[theory.Task, jax.Array], learning_rate: float, config: An
     invariant = whole.w**2 - jnp.sum(whole.u**2, axis=(1, 2))
     return Setting(
         task=task,
-        theta=np.asarray(theta),
-        limit=jax.tree.map(lambda block: np.asarray(block[-1]), whole),
+        theta=theta,
+        limit=jax.tree.map(lambda block: block[-1], whole),
         drift=float(jnp.max(jnp.abs(invariant - invariant[0]))),
         times=np.asarray(times),
         risks=np.asarray(2 * losses_along(path, task)),
         products=np.asarray(jnp.trace(products, axis1=1, axis2=2) / config.dimension),
-        product=np.asarray(products[-1]),
+        product=products[-1],
     )
 
 

@@ -48,8 +48,8 @@ class Corpus(NamedTuple):
 def load(paths: Sequence[Path], *, held_out_bytes: int) -> Corpus:
     """Read the files and hold some out.
 
-    The files are ranked by the hash of their names and held out in that order until `held_out_bytes` are reached, so the
-    split depends on the names alone. A single file is cut instead: its last tenth, in ten pieces, is held out.
+    The files are ranked by the hash of their names and held out in that order until `held_out_bytes` are reached, so
+    the split depends on names and sizes alone. Of a single file the last tenth, in ten pieces, is held out.
 
     Args:
         paths: Files, or folders whose files are read recursively. Empty: the Python standard library's modules.
@@ -78,7 +78,7 @@ def load(paths: Sequence[Path], *, held_out_bytes: int) -> Corpus:
 
 
 def _read(paths: Sequence[Path]) -> dict[str, bytes]:
-    """Content of every non-empty file, by its name within its folder (and the folder's number, where there are several)."""
+    """Content of every non-empty file, by its name in its folder (after the path's number, if there are several)."""
     contents = {}
     try:
         for number, path in enumerate(paths):
@@ -130,8 +130,8 @@ def bigram_bits(train: np.ndarray, held_out: Sequence[bytes]) -> np.ndarray:
 
         p(b | a) = (count(a, b) + alpha p(b)) / (count(a) + alpha),
 
-    with counts of the training text and the alpha, of powers of two, that makes the training text most likely when every
-    pair is predicted from all the others (leave-one-out). The first byte of a file follows `START`.
+    with counts of the training text and the alpha, of powers of two, that makes the training text most likely when
+    every pair is predicted from all the others (leave-one-out). The first byte of a file follows `START`.
     """
     unigram = _unigram(train)
     pairs = np.bincount(train[:-1].astype(np.int64) * 256 + train[1:], minlength=256**2).reshape(256, 256).astype(float)

@@ -14,7 +14,6 @@ import math
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from attnjax.dynamics import linear_attention_theory as theory
@@ -339,7 +338,7 @@ def length_claims(result: Result) -> list[Claim]:
                 f"{spectrum_of(result)}, D = {config.dimension}, trained at N = {config.length}, {config.seeds} seeds: "
                 f"test risk on prompts of length {length}.",
                 f"Own derivation (equality in place of the bound of Theorem 4.2), {PAPER}",
-                predicted=float(theory.risk(jnp.asarray(setting.product), setting.task._replace(length=length))),
+                predicted=float(theory.risk(setting.product, setting.task._replace(length=length))),
                 measured=measured,
                 interval=interval,
                 relative_tolerance=0.03,

@@ -1,9 +1,9 @@
 """A byte-level Transformer learns real text, with any attention: bits per byte, and how its attention evolves.
 
-Trains a small pre-norm Transformer on text split by file (by default Python's own standard library) and compares its bits
-per byte on the held-out files with a unigram, a bigram and gzip. While it trains, the entropy of the attention, the
-attention on the first position (the sink) and the attention that each key receives are measured for every layer and head,
-streamed beside the output. A second model, which differs in its attention only, is trained for comparison.
+Trains a small pre-norm Transformer on text split by file (by default Python's own standard library) and compares its
+bits per byte on the held-out files with a unigram, a bigram and gzip. While it trains, the entropy of the attention,
+the attention on the first position (the sink) and the attention that each key receives are measured for every layer
+and head, streamed beside the output. A second model, which differs in its attention only, is trained for comparison.
 
     --text FILE ...   other text          --attention NAME   other weights         --window, --sinks, --positions
     --resume          go on after Ctrl-C, a kill or a power cut: the result is the same to the last bit
@@ -17,7 +17,9 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import _lm_model as lm, _lm_training as training, _plotting, _text
+from experiments import _lm_model as lm
+from experiments import _lm_training as training
+from experiments import _plotting, _text
 from experiments._claim import Claim
 from experiments._context import Context, UsageError
 from experiments._statistics import mean_over_seeds
@@ -90,8 +92,17 @@ class Config:
     @classmethod
     def quick(cls) -> "Config":
         """About a minute on two cores: a smaller model, fewer steps."""
-        small = dict(layers=2, width=96, heads=3, context=64, batch=32, steps=350, held_out_bytes=60_000)
-        return cls(**small, measurements=10, sample_length=200)
+        return cls(
+            layers=2,
+            width=96,
+            heads=3,
+            context=64,
+            batch=32,
+            steps=350,
+            held_out_bytes=60_000,
+            measurements=10,
+            sample_length=200,
+        )
 
 
 class Course(NamedTuple):
@@ -144,7 +155,7 @@ class Result(NamedTuple):
 
 def run(config: Config, context: Context) -> Result:
     """Train the models, one after the other, and evaluate them."""
-    names = [config.attention] + ([] if config.compare == "none" else [config.compare])
+    names: list[lm.Attention] = [config.attention, *([] if config.compare == "none" else [config.compare])]
     if config.resume and not any((context.out / "checkpoints" / config.attention).glob("[0-9]*")):
         raise UsageError(
             f"--resume: no checkpoint in {context.out / 'checkpoints'}; start without --resume, or name --out."
@@ -177,8 +188,14 @@ def _course(config: Config, attention: lm.Attention, corpus: _text.Corpus, conte
     parts, params = trained.parts, trained.params
     bits = training.file_bits(parts, params, corpus.held_out, context=config.context)
     prompt = config.prompt.encode()
-    options = dict(context=config.context, length=config.sample_length, temperature=config.temperature)
-    sample = lm.generate(parts.model(params), jax.random.fold_in(context.key, 2), prompt, **options)
+    sample = lm.generate(
+        parts.model(params),
+        jax.random.fold_in(context.key, 2),
+        prompt,
+        context=config.context,
+        length=config.sample_length,
+        temperature=config.temperature,
+    )
     return Course(
         attention=attention,
         file_bits=bits,
@@ -192,7 +209,7 @@ def _course(config: Config, attention: lm.Attention, corpus: _text.Corpus, conte
 
 
 def difference(result: Result, course: Course, baseline: str) -> tuple[float, tuple[float, float]]:
-    """Bits per byte of the model minus the baseline's, and its 95% interval: percentile bootstrap over held-out files."""
+    """Bits per byte of the model minus the baseline's, and its 95% interval: bootstrap over held-out files."""
     gain = course.file_bits - result.baseline_bits[baseline]
     files = len(gain)
     drawn = np.random.default_rng(0).integers(0, files, (RESAMPLES, files))
@@ -229,7 +246,7 @@ def _beats(result: Result, course: Course, baseline: str, described: str) -> Cla
     return Claim.at_most(
         f"beats-{baseline}",
         f"On {len(result.files)} held-out pieces of text the {course.attention} Transformer needs fewer bits per byte "
-        f"({course.bits_per_byte:.3f}) than {described} ({result.baselines[baseline]:.3f}); measured is the difference.",
+        f"({course.bits_per_byte:.3f}) than {described} ({result.baselines[baseline]:.3f}). Measured: the difference.",
         "own test: the model learns more than a text's local statistics",
         predicted=0.0,
         measured=measured,
@@ -259,7 +276,7 @@ def _sink_grows(result: Result, course: Course) -> Claim:
         measured=measured,
         interval=interval,
         tolerance=0.0,
-        reason="A sign: the paper trains larger models for longer and gives no value for this size. Interval over heads.",
+        reason="A sign: the paper trains larger models, longer, and has no value for this size. Interval over heads.",
         assumptions_hold=course.attention == "softmax",
     )
 

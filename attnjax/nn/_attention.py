@@ -1,7 +1,7 @@
 """The attention layer: four projections around ``attnjax.attend``."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,6 +12,7 @@ from attnjax.positions import rotary
 
 from ._knob import Knob
 
+Implementation: TypeAlias = Literal["auto", "dense", "rows", "blocks", "cudnn", "pallas"]
 KNOBS = ("mask", "score", "normalizer")
 
 
@@ -65,7 +66,7 @@ class Attention(nnx.Module):
         normalizer: Any = None,
         trainable: Sequence[str] = (),
         scale: float | None = None,
-        implementation: str = "auto",
+        implementation: Implementation = "auto",
         use_bias: bool = False,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -74,7 +75,7 @@ class Attention(nnx.Module):
         kv_heads = heads if kv_heads is None else kv_heads
         _check(model_dim, heads, kv_heads, head_dim, trainable)
         head_dim = model_dim // heads if head_dim is None else head_dim
-        options = dict(use_bias=use_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        options: dict[str, Any] = dict(use_bias=use_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.query = nnx.LinearGeneral(model_dim, (heads, head_dim), **options)
         self.key = nnx.LinearGeneral(model_dim, (kv_heads, head_dim), **options)
         self.value = nnx.LinearGeneral(model_dim, (kv_heads, head_dim), **options)
@@ -95,7 +96,7 @@ class Attention(nnx.Module):
         score: Any = None,
         normalizer: Any = None,
         stats: Sequence[Any] = (),
-    ) -> Float[Array, "*B T D"] | tuple[Float[Array, "*B T D"], dict[str, Array]]:
+    ) -> Any:
         """Attend from every row of ``x`` to every row that the mask lets it see.
 
         Args:
@@ -105,7 +106,7 @@ class Attention(nnx.Module):
             stats: statistics of the attention weights to return, as in ``attnjax.attend``.
 
         Returns:
-            The output, or ``(output, {name: statistic})`` when ``stats`` is not empty.
+            The output ``[*B, T, D]``, or ``(output, {name: statistic})`` when ``stats`` is not empty.
         """
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.rotary_base is not None:

@@ -9,6 +9,8 @@ from jaxtyping import Array
 import attnjax
 from attnjax import masks, scores
 
+from ._attention import Implementation
+
 
 def as_attention_fn(
     *,
@@ -16,7 +18,7 @@ def as_attention_fn(
     score: Any = None,
     normalizer: Any = None,
     scale: float | None = None,
-    implementation: str = "auto",
+    implementation: Implementation = "auto",
     block_sizes: Any = None,
 ) -> Callable[..., Array]:
     """``attnjax.attend`` as the ``attention_fn`` of ``flax.nnx.MultiHeadAttention`` and of Linen's.
@@ -43,7 +45,9 @@ def as_attention_fn(
 
     Deviation: rows that see no key give zeros; Flax's function gives them the mean of all values.
     """
-    fixed = dict(normalizer=normalizer, scale=scale, implementation=implementation, block_sizes=block_sizes)
+    fixed: dict[str, Any] = dict(
+        normalizer=normalizer, scale=scale, implementation=implementation, block_sizes=block_sizes
+    )
     own_mask, own_score = mask, score
 
     def attention_fn(

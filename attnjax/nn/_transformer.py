@@ -102,14 +102,12 @@ class TransformerLM(nnx.Module):
             raise ValueError(f"vocab, layers: got {vocab}, {layers}, wanted positive numbers.")
         small = nnx.initializers.normal(model_dim**-0.5)
         self.embed = nnx.Embed(vocab, model_dim, embedding_init=small, rngs=rngs)
-        options = dict(mlp_dim=mlp_dim, activation=activation, rngs=rngs, **attention)
+        options: dict[str, Any] = dict(mlp_dim=mlp_dim, activation=activation, rngs=rngs, **attention)
         self.blocks = nnx.List([Block(model_dim, heads, **options) for _ in range(layers)])
         self.norm = nnx.RMSNorm(model_dim, rngs=rngs)
         self.head = None if tied else nnx.Linear(model_dim, vocab, use_bias=False, rngs=rngs)
 
-    def __call__(
-        self, tokens: Int[Array, "*B T"], *, stats: Sequence[Any] = (), **knobs: Any
-    ) -> Float[Array, "*B T vocab"] | tuple[Float[Array, "*B T vocab"], dict[str, Array]]:
+    def __call__(self, tokens: Int[Array, "*B T"], *, stats: Sequence[Any] = (), **knobs: Any) -> Any:
         """Logits of the next token at every position.
 
         Args:
@@ -118,7 +116,7 @@ class TransformerLM(nnx.Module):
             knobs: ``positions``, ``mask``, ``score``, ``normalizer`` in place of the layers' own.
 
         Returns:
-            The logits, or ``(logits, {name: [layers, *statistic]})`` when ``stats`` is not empty.
+            The logits ``[*B, T, vocab]``, or ``(logits, {name: [layers, *statistic]})`` when ``stats`` is not empty.
         """
         x = self.embed(tokens)
         measured = []

@@ -19,6 +19,11 @@ ON = masks.window(8) | masks.sinks(2)
 EXPONENTIAL = {name for name in NORMALIZERS if "softmax" in name}
 
 
+DIFFERENTIATED = ("softmax", "softmax with a sink", "log-n softmax", "sigmoid, learned bias", "squared relu",
+                  "signed softmax", "sparsemax")  # fmt: skip
+"""One normalizer of each kind; the others are compared in value."""
+
+
 def case_of(normalizer: str) -> Case:
     return Case("causal segments", "alibi", normalizer, SIZE, BLOCKS)
 
@@ -81,7 +86,7 @@ def found(name: str) -> dict:
     floats, integers = case.draw()
     rng = np.random.default_rng(3)
     tangents = {key: rng.standard_normal(x.shape) for key, x in floats.items()}
-    forms = ("dense", "blocks", "rows") if case.streams else ("dense", "rows")
+    forms = ("dense", "blocks") if case.streams else ("dense", "rows")
 
     def of(form, floats):
         arrays = floats | integers
@@ -101,9 +106,14 @@ def found(name: str) -> dict:
 
     def everything(form, floats, tangents):
         loss = lambda floats: weighted_sum(of(form, floats), weights)
-        gradient, product = jax.jvp(jax.grad(loss), (floats,), (tangents,))
+        found = {"value": of(form, floats)}
         used = lambda tree: {key: x for key, x in tree.items() if key != "v"}
-        return {"value": of(form, floats), "gradient": used(gradient), "hvp": used(product)}
+        if name == "softmax":
+            gradient, product = jax.jvp(jax.grad(loss), (floats,), (tangents,))
+            found |= {"gradient": used(gradient), "hvp": used(product)}
+        elif name in DIFFERENTIATED:
+            found["gradient"] = used(jax.grad(loss)(floats))
+        return found
 
     all_forms = jax.jit(lambda f, t: {form: everything(form, f, t) for form in (*forms, "map")})
     with jax.enable_x64(True):
@@ -118,8 +128,9 @@ def test_statistics_equal_those_of_the_map(name):
     for form, got in forms.items():
         print(form)
         assert_close(got["value"], want["value"])
-        assert_close(got["gradient"], want["gradient"], kind="derivative")
-        assert_close(got["hvp"], want["hvp"], kind="second")
+        for order, kind in (("gradient", "derivative"), ("hvp", "second")):
+            if order in want:
+                assert_close(got[order], want[order], kind=kind)
 
 
 @pytest.mark.usefixtures("x64")

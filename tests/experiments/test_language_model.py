@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,9 @@ from experiments import language_model as experiment
 from experiments._context import Context, UsageError, new_progress
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = dict(layers=1, width=16, heads=2, context=16, batch=4, sample_length=8, measurements=4, held_out_bytes=2_000)
+TINY: dict[str, Any] = dict(
+    layers=1, width=16, heads=2, context=16, batch=4, sample_length=8, measurements=4, held_out_bytes=2_000
+)
 
 
 @pytest.fixture
@@ -62,7 +64,8 @@ def test_one_file_is_cut(texts):
 
 def test_the_standard_library_is_found():
     corpus = _text.load((), held_out_bytes=50_000)
-    assert len(corpus.train) > 1_000_000 and sum(map(len, corpus.held_out)) >= 50_000
+    assert len(corpus.train) > 1_000_000
+    assert sum(map(len, corpus.held_out)) >= 50_000
     assert not any("test/" in name or "site-packages" in name for name in corpus.names)
 
 
@@ -138,7 +141,8 @@ def test_measured_shares_are_means_of_weights(texts):
         found = lm.measure(parts.model(parts.params), batch)
         assert found.key_mass.shape == (1, 2, 16)
         np.testing.assert_allclose(found.key_mass[..., 0], found.sink, rtol=1e-4)
-        assert bool((found.share >= found.far_share).all()) and bool((found.far_share > 0).all())
+        assert bool((found.share >= found.far_share).all())
+        assert bool((found.far_share > 0).all())
         if name == "softmax":
             np.testing.assert_allclose(found.share, found.sink, rtol=1e-5)
     assert lm.uniform_sink(4) == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
@@ -149,7 +153,8 @@ def test_generation_conditions_on_the_last_bytes():
     model, key = parts.model(parts.params), jax.random.key(0)
     options = dict(context=16, length=20, temperature=1.0)
     short = lm.generate(model, key, b"abc", **options)
-    assert len(short) == 20 and short == lm.generate(model, key, b"abc", **options)
+    assert len(short) == 20
+    assert short == lm.generate(model, key, b"abc", **options)
     long = b"x" * 40 + b"0123456789abcde"
     assert lm.generate(model, key, long, **options) == lm.generate(model, key, long[-15:], **options)
 
@@ -219,9 +224,10 @@ class TestResume:
     def test_same_bits(self, texts, tmp_path, monkeypatch):
         config = self.config(texts)
         whole = self.course(config, tmp_path / "whole")
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             self.interrupt_after(patch, 8)
-            self.course(config, tmp_path / "parts")
+            with pytest.raises(KeyboardInterrupt):
+                self.course(config, tmp_path / "parts")
         resumed = self.course(dataclasses.replace(config, resume=True), tmp_path / "parts")
         assert resumed.sample == whole.sample
         np.testing.assert_array_equal(resumed.losses, whole.losses)
@@ -268,7 +274,8 @@ def stopped_by(number, texts, out):
         try:
             deadline = time.monotonic() + 120
             while not (out / "checkpoints" / "softmax" / "40").exists():
-                assert process.poll() is None and time.monotonic() < deadline, out.with_suffix(".log").read_text()
+                assert process.poll() is None, out.with_suffix(".log").read_text()
+                assert time.monotonic() < deadline, out.with_suffix(".log").read_text()
                 time.sleep(0.02)
             os.kill(process.pid, number)
             process.wait(timeout=60)
@@ -288,7 +295,9 @@ def test_killed_or_interrupted_and_resumed_gives_the_same_bits(texts, tmp_path):
     code, _ = stopped_by(signal.SIGKILL, texts, tmp_path / "killed")
     assert code == -signal.SIGKILL
     code, said = stopped_by(signal.SIGINT, texts, tmp_path / "interrupted")
-    assert code == 130 and "--resume" in said and "Saved softmax after step" in said
+    assert code == 130
+    assert "--resume" in said
+    assert "Saved softmax after step" in said
     for out in (tmp_path / "killed", tmp_path / "interrupted"):
         assert not (out / "claims.json").exists()
         subprocess.run(command(texts, out, "--resume"), cwd=ROOT, check=True, capture_output=True, timeout=300)

@@ -1,7 +1,6 @@
 """The small language model."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -60,7 +59,8 @@ def test_learns_to_copy_one_step():
     for number in range(150):
         params, state, value = step(params, state, jax.random.key(number))
         losses.append(float(value))
-    assert losses[0] > 3 and np.mean(losses[-10:]) < 0.5
+    assert losses[0] > 3
+    assert np.mean(losses[-10:]) < 0.5
 
 
 def test_mistakes_are_named():

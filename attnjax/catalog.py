@@ -107,9 +107,12 @@ RECORDS: tuple[Record, ...] = (
             CONFORMANCE,
             _PAPERS + "test_signed_weights_have_unit_l1_norm",
             _PAPERS + "test_one_signed_head_subtracts_and_softmax_cannot",
-            _PAPERS + "test_signed_weights_keep_an_early_token_visible",
+            _PAPERS + "test_an_early_token_is_more_visible_after_one_signed_layer_and_less_after_four",
         ),
-        deviation="A score of exactly 0 counts as positive. The quality of trained language models is not compared.",
+        deviation=(
+            "A score of exactly 0 counts as positive. That an early token stays more visible does not hold for random "
+            "weights: it does after one layer and is reversed after four. No trained language models are compared."
+        ),
     ),
     Record(
         index=173,

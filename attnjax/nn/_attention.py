@@ -85,7 +85,7 @@ class Attention(nnx.Module):
         self.normalizer = Knob(normalizer, trainable="normalizer" in trainable, name="normalizer")
         self.rotary_base = rotary_base
         self.scale = scale
-        self.implementation = implementation
+        self.implementation: Implementation = implementation
 
     def __call__(
         self,

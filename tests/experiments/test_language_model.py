@@ -151,7 +151,7 @@ def test_measured_shares_are_means_of_weights(texts):
 def test_generation_conditions_on_the_last_bytes():
     parts = lm.build(experiment.Config(**TINY), "softmax")
     model, key = parts.model(parts.params), jax.random.key(0)
-    options = dict(context=16, length=20, temperature=1.0)
+    options: dict[str, Any] = dict(context=16, length=20, temperature=1.0)
     short = lm.generate(model, key, b"abc", **options)
     assert len(short) == 20
     assert short == lm.generate(model, key, b"abc", **options)

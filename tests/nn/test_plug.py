@@ -20,7 +20,8 @@ def nnx_layer(**options):
 
 def linen_output(**options):
     layer = flax.linen.MultiHeadDotProductAttention(4, **options)
-    return layer.apply(flax.linen.MultiHeadDotProductAttention(4).init(jax.random.key(3), X), X, mask=VISIBLE)
+    params = flax.linen.MultiHeadDotProductAttention(4).init(jax.random.key(3), X)
+    return jnp.asarray(layer.apply(params, X, mask=VISIBLE))
 
 
 @pytest.mark.parametrize("kv_heads", [None, 2])

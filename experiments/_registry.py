@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from experiments import in_context_regression
+from experiments import in_context_regression, language_model
 from experiments._claim import Claim
 from experiments._context import Context
 
@@ -20,4 +20,5 @@ class Experiment(Protocol):
 
 EXPERIMENTS: dict[str, Experiment] = {
     "in-context-regression": in_context_regression,
+    "language-model": language_model,
 }

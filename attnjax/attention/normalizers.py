@@ -204,9 +204,7 @@ def softmax_plus_one(n: PerHead = 1.0) -> Normalizer:
     return _Softmax(None, as_array(n, float), None)
 
 
-def log_n_softmax(
-    coefficient: PerHead = 1.0, n: float | int | Float[Array, "*B T"] | None = None
-) -> Normalizer:
+def log_n_softmax(coefficient: PerHead = 1.0, n: float | int | Float[Array, "*B T"] | None = None) -> Normalizer:
     """Softmax of ``c_n * log(n_t) * s_ts``: logits grow with the number of keys, so that attention stays as sharp.
 
     Source: Chiang and Cholak, 2022, Overcoming a Theoretical Limitation of Self-Attention, section 5.3, arXiv

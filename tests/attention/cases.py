@@ -409,7 +409,6 @@ class Case:
             normalizer=lambda row, n, keys: normalizer.reference(of_normalizer, row, n, keys),
         )
 
-
     def _flattened(self, arrays: Arrays, kind: str, entry: Entry) -> Arrays:
         """What an entry carries, batch axes made one; a call without them is a batch of one."""
         rank = len(self.size.batch)

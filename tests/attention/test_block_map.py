@@ -148,7 +148,9 @@ def of_arrays(draw, queries, keys):
     order = np.sort if draw(st.booleans()) else lambda x: x
     q_ids, kv_ids = (order(rng.integers(0, 4, (BATCH, n)).astype(np.int32)) for n in (queries, keys))
     q_len, kv_len = (rng.integers(0, n + 1, BATCH).astype(np.int32) for n in (queries, keys))
-    shape = draw(st.sampled_from([(queries, keys), (HEADS, queries, 1), (BATCH, 1, 1, keys), (BATCH, HEADS, queries, keys)]))
+    shape = draw(
+        st.sampled_from([(queries, keys), (HEADS, queries, 1), (BATCH, 1, 1, keys), (BATCH, HEADS, queries, keys)])
+    )
     table = rng.random(shape) < draw(st.sampled_from([0.02, 0.5, 0.98]))
     kinds = [
         (lambda: masks.segments(jnp.asarray(q_ids), jnp.asarray(kv_ids)), lambda b, n, t, s: q_ids[b, t] == kv_ids[b, s]),
@@ -172,7 +174,9 @@ def neighborhoods(draw, queries, keys):
     each = list(zip(shape, window, stride, dilation, causal, strict=True))
     sets = [[reference.neighbors(i, *rest) for i in range(rest[0])] for rest in each]
     places = [reference.coordinates(i, shape) for i in range(queries)]
-    plane = np.array([[all(j in near[i] for near, i, j in zip(sets, a, b, strict=True)) for b in places] for a in places])
+    plane = np.array(
+        [[all(j in near[i] for near, i, j in zip(sets, a, b, strict=True)) for b in places] for a in places]
+    )
     mask = lambda: masks.neighborhood(shape, window, stride, dilation, causal)
     return lambda: Drawn(mask(), np.broadcast_to(plane, (BATCH, HEADS, queries, keys)))
 

@@ -17,9 +17,7 @@ def forms_of(case: Case) -> tuple[str, ...]:
 
 def call(case: Case, form: str, floats, integers) -> jax.Array:
     arrays = floats | integers
-    return attend(
-        *(arrays[x] for x in "qkv"), **case.knobs(arrays), implementation=form, block_sizes=case.blocks
-    )
+    return attend(*(arrays[x] for x in "qkv"), **case.knobs(arrays), implementation=form, block_sizes=case.blocks)
 
 
 ROUNDING = 1e-12

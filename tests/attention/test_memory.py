@@ -11,7 +11,14 @@ from attnjax import attend, masks, scores, statistics
 SHORT, LONG = 2048, 8192
 LIMIT = 4.4
 """Lengths grow 4 times; a T x S array would grow 16 times."""
-STATISTICS = ("logsumexp", "entropy", "max_logit", "key_mass", "participation_ratio", statistics.mass_on(masks.sinks(4)))
+STATISTICS = (
+    "logsumexp",
+    "entropy",
+    "max_logit",
+    "key_mass",
+    "participation_ratio",
+    statistics.mass_on(masks.sinks(4)),
+)
 
 
 def call(q, k, v, slopes, ids):

@@ -84,9 +84,7 @@ def test_nan_in_a_query_stays_in_its_own_rows(form, name, poison):
 def test_nan_in_an_invisible_key_or_value_has_no_effect(form):
     """Padding may hold anything in keys that no query sees, as long as their values are finite numbers."""
     q, k, v = random(3, 12, 2, 4)
-    of = functools.partial(
-        attend, mask=masks.lengths(kv_lengths=9), implementation=form, block_sizes=BlockSizes(4, 4)
-    )
+    of = functools.partial(attend, mask=masks.lengths(kv_lengths=9), implementation=form, block_sizes=BlockSizes(4, 4))
     np.testing.assert_array_equal(of(q, k.at[9:].set(jnp.nan), v), of(q, k, v))
 
 

@@ -90,7 +90,11 @@ def test_reduction(claim):
 
 def test_gradients_at_the_ends_of_the_scale():
     """Where a reduction is at log(0) or -inf, streamed gradients are finite and right as well."""
-    claims = ("softmax_plus_one(0) is softmax()", "a sink of -inf is none", "a bias of -inf is a mask, where a key is left")
+    claims = (
+        "softmax_plus_one(0) is softmax()",
+        "a sink of -inf is none",
+        "a bias of -inf is a mask, where a key is left",
+    )
 
     def of(knobs):
         attention = functools.partial(attend, implementation="blocks", block_sizes=BlockSizes(5, 5), **knobs)

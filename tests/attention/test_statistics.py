@@ -156,9 +156,7 @@ def test_rows_that_see_nothing(form):
     mask = masks.causal() & masks.from_function(lambda b, n, t, s: t != 5)
 
     def of(q, k):
-        return attend(
-            q, k, v, mask=mask, stats=names, implementation=form, block_sizes=BlockSizes(3, 3)
-        )
+        return attend(q, k, v, mask=mask, stats=names, implementation=form, block_sizes=BlockSizes(3, 3))
 
     @jax.jit
     def all_of(q, k):

@@ -96,7 +96,11 @@ def test_jit_checkpoint_scan_linearize(form):
         function = lambda *x: call(form, *x, ids[:2])
         tangents = (k, v, q, slopes**2)
         linear = jax.linearize(function, q, k, v, slopes)[1](*tangents)
-        return jax.grad(scanned_loss, (0, 1, 2, 3))(q, k, v, slopes), linear, jax.jvp(function, (q, k, v, slopes), tangents)
+        return (
+            jax.grad(scanned_loss, (0, 1, 2, 3))(q, k, v, slopes),
+            linear,
+            jax.jvp(function, (q, k, v, slopes), tangents),
+        )
 
     scanned, linear, (output, tangent) = everything(*some, slopes)
     whole, (dq, dk, dv, _) = plain()

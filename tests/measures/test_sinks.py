@@ -20,32 +20,27 @@ def by_hand(weights: np.ndarray, key: int, offset: int) -> float:
     return sum(rows) / len(rows)
 
 
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("key", [0, 1, 7, 23])
-def test_the_three_ways_agree_with_the_formula(getkey, key):
-    q, k, v = projections(getkey)
-    only = masks.from_function(lambda b, n, t, s: s == key)
-    _, found = attend(
-        q, k, v, mask=masks.causal(), implementation="blocks", stats=["key_mass", statistics.mass_on(only, name="on")]
-    )
-    weights = attention_weights(q, k, mask=masks.causal())
-    want = [[by_hand(np.asarray(head), key, 0) for head in sequence] for sequence in weights]
-    assert_close(mean_received(weights[..., key].swapaxes(-1, -2), key), want)
-    assert_close(mean_received(found["on"], key), want)
-    assert_close(received(found["key_mass"], q.shape[-3], key), want)
+def alphas(weights, key: int, offset: int = 0) -> np.ndarray:
+    """The formula for every head of a map ``[*B, N, T, S]``."""
+    weights = np.asarray(weights)
+    flat = weights.reshape(-1, *weights.shape[-2:])
+    return np.array([by_hand(head, key, offset) for head in flat]).reshape(weights.shape[:-2])
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("key", [0, 5, 9, 11])
-def test_keys_before_the_first_query(getkey, key):
-    """Seven queries at the end of twelve positions."""
-    q, k, v = projections(getkey, length=12, batch=())
-    q, offset = q[5:], 5
-    weights = attention_weights(q, k, mask=masks.causal(offset))
-    _, found = attend(q, k, v, mask=masks.causal(offset), stats=["key_mass"])
-    want = [by_hand(np.asarray(head), key, offset) for head in weights]
-    assert_close(mean_received(weights[..., key].swapaxes(-1, -2), key, offset=offset), want)
-    assert_close(received(found["key_mass"], 7, key, offset=offset), want)
+@pytest.mark.parametrize(("length", "offset"), [(24, 0), (7, 5)], ids=["all queries", "the last seven of twelve"])
+def test_the_three_ways_agree_with_the_formula(getkey, length, offset):
+    q, k, v = projections(getkey, length=length + offset)
+    q = q[:, offset:]
+    mask, tested = masks.causal(offset), (0, 1, 5, 9, length + offset - 1)
+    on = {key: statistics.mass_on(masks.sinks(key + 1) & ~masks.sinks(key), name=str(key)) for key in tested}
+    _, found = attend(q, k, v, mask=mask, implementation="blocks", stats=["key_mass", *on.values()])
+    weights = attention_weights(q, k, mask=mask)
+    for key in tested:
+        want = alphas(weights, key, offset)
+        assert_close(mean_received(weights[..., key].swapaxes(-1, -2), key, offset=offset), want)
+        assert_close(mean_received(found[str(key)], key, offset=offset), want)
+        assert_close(received(found["key_mass"], length, key, offset=offset), want)
 
 
 def biased(strength: float, heads: int, length: int = 64):

@@ -21,7 +21,7 @@ class Tile:
     jaxpr: Any
 
     def __call__(self, *blocks) -> tuple:
-        return tuple(_compat.eval_jaxpr(self.jaxpr, *blocks))
+        return tuple(jnp.asarray(x) for x in _compat.eval_jaxpr(self.jaxpr, *blocks))
 
     def part(self, which: slice) -> "Tile":
         """The tile function of some of the outputs."""

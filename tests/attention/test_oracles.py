@@ -154,7 +154,7 @@ def test_torch_flex_attention(name):
 
     compare_with_torch(torch, theirs, knobs)
     with torch.no_grad():
-        q, k, v = (to_torch(torch, x) for x in arrays())
+        q, k, v = (to_torch(torch, x).detach() for x in arrays())
         block_mask = flex.create_block_mask(mask_mod, B, N, T, S, device="cpu")
         own = flex.flex_attention(q, k, v, score_mod=score_mod, block_mask=block_mask, enable_gqa=True)
     assert_close(jnp.asarray(from_torch(own)), from_torch(theirs(q, k, v)))

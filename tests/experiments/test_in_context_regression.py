@@ -67,6 +67,7 @@ def test_a_run_cut_short_claims_no_limit(run):
         assert verdicts[name] == "assumption-not-met"
     assert result.sgd.times.shape == (3, 8)
     np.testing.assert_allclose(result.sgd.times[:, -1], 0.01 * 4.5)
+    assert set(experiment.plot(result)) == {"loss_over_time", "abrupt_rise", "risk_by_length"}
 
 
 @pytest.mark.parametrize(

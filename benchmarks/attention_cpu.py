@@ -89,6 +89,9 @@ QUICK = {
 }
 
 
+Runs = dict[str, Callable[[], Any]]
+
+
 class WrongValues(Exception):
     """An implementation's values are not those of the reference; its speed is of no interest."""
 
@@ -96,7 +99,7 @@ class WrongValues(Exception):
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def alternate(functions: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, Any]:
+def alternate(functions: Runs, repetitions: int) -> dict[str, Any]:
     """Milliseconds of functions that run in turns, A B A B, and ratios to the first within a turn, as medians."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repetitions + 2):
@@ -177,7 +180,7 @@ def torch_sdpa(q, k, v, cotangent, causal: bool) -> tuple[Callable, Callable] | 
 
     def both():
         moving = [x.detach().requires_grad_() for x in (q, k, v)]
-        out = sdpa(*moving)
+        out = sdpa(moving[0], moving[1], moving[2])
         gradients = torch.autograd.grad(out, moving, cotangent)
         return tuple(x.detach().transpose(1, 2).numpy() for x in (out, *gradients))
 
@@ -227,9 +230,9 @@ def speed(config: Config) -> dict[str, Any]:
         torch = torch_sdpa(*arrays, causal=causal)
         want = theirs(*arrays)
         require_equal(f"blocks, {kind}, against jax.nn", ours(*arrays), want)
-        forward = {"attnjax blocks": jax.jit(blocks(causal)), "jax.nn": jax.jit(xla(causal))}
-        forward = {name: functools.partial(f, *arrays[:3]) for name, f in forward.items()}
-        both = {"attnjax blocks": functools.partial(ours, *arrays), "jax.nn": functools.partial(theirs, *arrays)}
+        jitted = {"attnjax blocks": jax.jit(blocks(causal)), "jax.nn": jax.jit(xla(causal))}
+        forward: Runs = {name: functools.partial(f, *arrays[:3]) for name, f in jitted.items()}
+        both: Runs = {"attnjax blocks": functools.partial(ours, *arrays), "jax.nn": functools.partial(theirs, *arrays)}
         if torch is not None:
             require_equal(f"torch, {kind}, against jax.nn", torch[1](), want)
             forward["torch SDPA"], both["torch SDPA"] = torch
@@ -306,7 +309,7 @@ def map_of(config: Config) -> dict[str, Any]:
             some = block_map(mask(ids), (), 1, length, length, tile, tile).some
             return some, successors(some)
 
-        memory = run.lower(ids).compile().memory_analysis()
+        memory: Any = run.lower(ids).compile().memory_analysis()
         timed = alternate({"map": functools.partial(run, ids)}, config.repetitions)
         found[label] = timed | {
             "temporary_bytes": memory.temp_size_in_bytes,

@@ -119,8 +119,9 @@ class Measured(NamedTuple):
         entropy: `[L, N]`, in nats, of each row's weights divided by their sum.
         sink: `[L, N]`: weight on the first key, as it is.
         share: `[L, N]`: the same divided by the row's total weight, which is 1 for softmax.
-        far_share: `[L, N]`: `share` over the queries of the second half of the window alone, for which the first key is
-            one of at least T / 2; uniform attention has about 1.4 / T.
+        far_share: `[L, N, W]`: for each window, the share over the queries of its second half alone, for which the
+            first key is one of more than T / 2; uniform attention has about 1.4 / T.
+        far_weight: `[L, N, W]`: the same, not divided by the row's total weight.
         key_mass: `[L, N, T]`: weight that each key receives, per query that may see it.
     """
 
@@ -129,6 +130,7 @@ class Measured(NamedTuple):
     sink: Any
     share: Any
     far_share: Any
+    far_weight: Any
     key_mass: Any
 
 
@@ -145,7 +147,8 @@ def measure(model: TransformerLM, window: Int[Array, "B T"]) -> Measured:
         entropy=found["entropy"].mean((1, 2)),
         sink=found["first"].mean((1, 2)),
         share=share.mean((1, 2)),
-        far_share=share[:, :, length // 2 :].mean((1, 2)),
+        far_share=share[:, :, length // 2 :].mean(2).swapaxes(1, 2),
+        far_weight=found["first"][:, :, length // 2 :].mean(2).swapaxes(1, 2),
         key_mass=found["key_mass"].mean(1).swapaxes(1, 2) / readers,
     )
 

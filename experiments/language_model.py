@@ -95,11 +95,9 @@ class Config:
         return cls(
             layers=2,
             width=96,
-            heads=3,
-            context=64,
-            batch=32,
-            steps=350,
-            held_out_bytes=60_000,
+            steps=500,
+            learning_rate=1e-2,
+            held_out_bytes=100_000,
             measurements=10,
             sample_length=200,
         )
@@ -187,6 +185,7 @@ def _course(config: Config, attention: lm.Attention, corpus: _text.Corpus, conte
     trained = training.train(config, attention, corpus, context)
     parts, params = trained.parts, trained.params
     bits = training.file_bits(parts, params, corpus.held_out, context=config.context)
+    np.savez(context.out / f"{attention}.npz", steps=trained.measured_at, **trained.measured._asdict())
     prompt = config.prompt.encode()
     sample = lm.generate(
         parts.model(params),
@@ -219,21 +218,34 @@ def difference(result: Result, course: Course, baseline: str) -> tuple[float, tu
     return measured, (min(float(low), measured), max(float(high), measured))
 
 
-def growth(values: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """Last minus first of `[M, L, N]`, averaged over heads, with its 95% Student-t interval over the L N heads."""
-    change = (values[-1] - values[0]).reshape(-1)
-    if len(change) < 2:
-        return float(change[0]), (-np.inf, np.inf)
-    estimate = mean_over_seeds(change)
+def mean_growth(values: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """Last minus first of `[M, L, N, W]`, averaged over windows and heads, with its 95% t-interval over the heads."""
+    return _estimate((values[-1] - values[0]).mean(-1).reshape(-1))
+
+
+def strongest_growth(values: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """Last minus first of `[M, L, N, W]` in the head with the largest last value, and its 95% t-interval over windows.
+
+    Every other window chooses the head and the rest measure it, so that the choice does not flatter the result.
+    """
+    layer, head = np.unravel_index(values[-1, ..., ::2].mean(-1).argmax(), values.shape[1:3])
+    return _estimate((values[-1] - values[0])[layer, head, 1::2])
+
+
+def _estimate(samples: np.ndarray) -> tuple[float, tuple[float, float]]:
+    if len(samples) < 2:
+        return float(samples.mean()) if len(samples) else float("nan"), (-np.inf, np.inf)
+    estimate = mean_over_seeds(samples)
     return float(estimate.mean), (float(estimate.low), float(estimate.high))
 
 
 def claims(result: Result) -> list[Claim]:
     """What is held against the measurements."""
     main = result.courses[0]
-    found = [_beats(result, main, "gzip", GZIP), _beats(result, main, "bigram", BIGRAM), _sink_grows(result, main)]
+    found = [_beats(result, main, "gzip", GZIP), _beats(result, main, "bigram", BIGRAM)]
+    found += [_sink_grows(result, main), _sink_grows_on_average(result, main)]
     for other in result.courses[1:]:
-        found += [_sink_stays(result, other), _sink_weight_stays(result, other)]
+        found += [_no_sink(result, other, "weight"), _no_sink(result, other, "share")]
     return found
 
 
@@ -256,21 +268,37 @@ def _beats(result: Result, course: Course, baseline: str, described: str) -> Cla
     )
 
 
-_SHARE = (
-    "the share of a row's attention that goes to the first position, averaged over held-out windows and the queries of "
-    "their second half, for which uniform attention gives {uniform:.3f}; last minus first measurement, over all heads"
-)
+def _described(result: Result) -> str:
+    uniform = lm.uniform_sink(result.context, start=result.context // 2)
+    return (
+        f"attention on the first position by the queries of a window's second half, last minus first of "
+        f"{len(result.courses[0].measured_at)} measurements (uniform attention gives {uniform:.4f})"
+    )
 
 
-def _share(result: Result) -> str:
-    return _SHARE.format(uniform=lm.uniform_sink(result.context, start=result.context // 2))
+STRONGEST = "Interval over the held-out windows that had no part in choosing the head."
 
 
 def _sink_grows(result: Result, course: Course) -> Claim:
-    measured, interval = growth(course.measured.far_share)
+    measured, interval = strongest_growth(course.measured.far_share)
     return Claim.at_least(
         "sink-grows",
-        f"With {course.attention} attention a sink grows on the first position: {_share(result)}.",
+        f"With {course.attention} attention a head grows a sink; measured in the strongest head: {_described(result)}.",
+        f"{GU}, section 4",
+        predicted=lm.uniform_sink(result.context, start=result.context // 2),
+        measured=measured,
+        interval=interval,
+        tolerance=0.0,
+        reason=f"Growing by less than uniform attention has is no sink. {STRONGEST}",
+        assumptions_hold=course.attention == "softmax",
+    )
+
+
+def _sink_grows_on_average(result: Result, course: Course) -> Claim:
+    measured, interval = mean_growth(course.measured.far_share)
+    return Claim.at_least(
+        "sink-grows-on-average",
+        f"With {course.attention} attention sinks grow on average over all heads: {_described(result)}.",
         f"{GU}, section 4",
         predicted=0.0,
         measured=measured,
@@ -281,33 +309,19 @@ def _sink_grows(result: Result, course: Course) -> Claim:
     )
 
 
-def _sink_stays(result: Result, course: Course) -> Claim:
-    measured, interval = growth(course.measured.far_share)
+def _no_sink(result: Result, course: Course, kind: Literal["weight", "share"]) -> Claim:
+    measured, interval = strongest_growth(getattr(course.measured, f"far_{kind}"))
+    how = {"weight": "weights as they are", "share": "weights divided by their sum over the row"}[kind]
     return Claim.at_most(
-        "no-sink-share",
-        f"With {course.attention} attention none grows: {_share(result)}, weights divided by the row's sum.",
+        f"no-sink-{kind}",
+        f"With {course.attention} attention no head grows a sink ({how}); measured in the strongest: "
+        f"{_described(result)}.",
         f"{GU}, section 7 (sigmoid attention without normalization)",
         predicted=0.0,
         measured=measured,
         interval=interval,
-        tolerance=0.01,
-        reason="A share of one hundredth, about what uniform attention gives, counts as none.",
-        assumptions_hold=course.attention == "sigmoid",
-    )
-
-
-def _sink_weight_stays(result: Result, course: Course) -> Claim:
-    measured, interval = growth(course.measured.sink)
-    return Claim.at_most(
-        "no-sink-weight",
-        f"With {course.attention} attention the weight on the first position itself, not divided by the row's sum and "
-        f"averaged over all queries, does not grow; last minus first measurement, over all heads.",
-        f"{GU}, section 7 (sigmoid attention without normalization)",
-        predicted=0.0,
-        measured=measured,
-        interval=interval,
-        tolerance=0.01,
-        reason="One hundredth of a weight that may be 1 counts as none.",
+        tolerance=lm.uniform_sink(result.context, start=result.context // 2),
+        reason=f"Growing by less than uniform attention has is no sink. {STRONGEST}",
         assumptions_hold=course.attention == "sigmoid",
     )
 
@@ -338,7 +352,8 @@ def _plot_attention(result: Result) -> Figure:
     titles = {"entropy": "entropy of attention (nats)", "far_share": "attention on the first position (share)"}
     figure, all_axes = _plotting.new_figure(len(panels), width=4.2, height=3.6)
     for axes, (course, name) in zip(all_axes, panels, strict=True):
-        values = getattr(course.measured, name)  # [M, L, N]
+        values = getattr(course.measured, name)
+        values = values.mean(-1) if name == "far_share" else values  # [M, L, N]
         for layer in range(values.shape[1]):
             for head in range(values.shape[2]):
                 text = f"layer {layer + 1}" if head == 0 else None
@@ -347,7 +362,7 @@ def _plot_attention(result: Result) -> Figure:
         if name == "far_share":
             uniform = lm.uniform_sink(result.context, start=result.context // 2)
             axes.axhline(uniform, color="black", linewidth=1, linestyle=":", label="uniform attention")
-            axes.set_ylim(bottom=0, top=max(0.1, *(1.05 * c.measured.far_share.max() for c in result.courses)))
+            axes.set_ylim(bottom=0, top=max(0.1, *(1.05 * c.measured.far_share.mean(-1).max() for c in result.courses)))
         axes.set_xscale("symlog", linthresh=1)
         _plotting.label(axes, "step", titles[name], course.attention)
     return figure

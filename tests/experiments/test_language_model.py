@@ -141,7 +141,8 @@ def test_measured_shares_are_means_of_weights(texts):
         found = lm.measure(parts.model(parts.params), batch)
         assert found.key_mass.shape == (1, 2, 16)
         np.testing.assert_allclose(found.key_mass[..., 0], found.sink, rtol=1e-4)
-        assert bool((found.share >= found.far_share).all())
+        assert found.far_share.shape == found.far_weight.shape == (1, 2, 16)
+        assert bool((found.share >= found.far_share.mean(-1)).all())
         assert bool((found.far_share > 0).all())
         if name == "softmax":
             np.testing.assert_allclose(found.share, found.sink, rtol=1e-5)
@@ -164,7 +165,14 @@ def test_run_claims_and_figures(texts, tmp_path):
     result = experiment.run(config, context(tmp_path / "out"))
     assert [course.attention for course in result.courses] == ["softmax", "sigmoid"]
     ids = [claim.id for claim in experiment.claims(result)]
-    assert ids == ["beats-gzip", "beats-bigram", "sink-grows", "no-sink-share", "no-sink-weight"]
+    assert ids == [
+        "beats-gzip",
+        "beats-bigram",
+        "sink-grows",
+        "sink-grows-on-average",
+        "no-sink-weight",
+        "no-sink-share",
+    ]
     assert set(experiment.plot(result)) == {"loss", "attention", "key_mass"}
     assert "--- sigmoid ---" in (tmp_path / "out" / "samples.txt").read_text()
 
@@ -176,6 +184,15 @@ def test_interval_of_a_clear_win_excludes_zero(texts, tmp_path):
     measured, (low, high) = experiment.difference(result, course, "gzip")
     assert low <= measured <= high < 0
     assert measured == pytest.approx(-0.5 * result.baselines["gzip"])
+
+
+def test_the_windows_that_choose_a_head_do_not_measure_it():
+    values = np.zeros((2, 2, 2, 6))  # measurements, layers, heads, windows
+    values[-1, 0, 1] = [0.2, 0.1, 0.2, 0.1, 0.2, 0.1]
+    values[-1, 1, 0] = [0.0, 0.9, 0.0, 0.9, 0.0, 0.9]
+    measured, (low, high) = experiment.strongest_growth(values)
+    assert (measured, low, high) == pytest.approx((0.1, 0.1, 0.1))
+    assert experiment.mean_growth(values)[0] == pytest.approx((0.15 + 0.45) / 4)
 
 
 @pytest.mark.parametrize(

@@ -35,28 +35,6 @@ def test_any_chunking_gives_the_same_output_and_gradients(getkey, blocks):
     )
 
 
-def test_temporary_memory_grows_linearly():
-    """Four times the length: four times the memory of blocks, and sixteen times that of dense."""
-
-    def temporary(length: int, implementation: str, differentiate: bool) -> int:
-        x = jax.ShapeDtypeStruct((length, 2, 16), jnp.float32)
-        sizes = BlockSizes(128, 128) if implementation == "blocks" else None
-        function = lambda q, k, v: attend(
-            q, k, v, mask=masks.causal(), implementation=implementation, block_sizes=sizes
-        ).sum()
-        function = jax.grad(function, argnums=(0, 1, 2)) if differentiate else function
-        return jax.jit(function).lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
-
-    for differentiate in (False, True):
-        growth = {
-            form: temporary(4096, form, differentiate) / temporary(1024, form, differentiate)
-            for form in ("blocks", "dense")
-        }
-        print(growth)
-        assert growth["blocks"] < 4.4
-        assert growth["dense"] > 10
-
-
 # Shazeer, 2019, Fast Transformer Decoding, arXiv 1911.02150.
 
 
@@ -89,8 +67,9 @@ def test_the_cache_shrinks_by_the_number_of_heads():
     def operands(kv_heads: int) -> int:
         q = jax.ShapeDtypeStruct((1, 8, 64), jnp.float32)
         cache = jax.ShapeDtypeStruct((4096, kv_heads, 64), jnp.float32)
-        compiled = jax.jit(attend).lower(q, cache, cache).compile()
-        return compiled.memory_analysis().argument_size_in_bytes - 4 * 8 * 64
+        memory = jax.jit(attend).lower(q, cache, cache).compile().memory_analysis()
+        assert memory is not None
+        return memory.argument_size_in_bytes - 4 * 8 * 64
 
     assert operands(8) == 8 * operands(1) == 4 * 2 * 4096 * 8 * 64
 

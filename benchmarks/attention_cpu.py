@@ -394,13 +394,13 @@ def _timed_rows(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Every measurement of a section with a label, whatever the section's shape."""
     if isinstance(found, dict):
         return [(label, one) for label, one in found.items() if isinstance(one, dict) and "ms" in one]
-    labelled = []
+    labeled = []
     for row in found:
         place = ", ".join(f"{name} {row[name]}" for name in ("batch_times_heads", "length") if name in row)
         if "ms" in row:
-            labelled.append((place, row))
-        labelled += [(f"{place}, {label}", one) for label, one in row.items() if isinstance(one, dict) and "ms" in one]
-    return labelled
+            labeled.append((place, row))
+        labeled += [(f"{place}, {label}", one) for label, one in row.items() if isinstance(one, dict) and "ms" in one]
+    return labeled
 
 
 def _remarks(one: dict[str, Any]) -> str:

@@ -64,7 +64,7 @@ class Parts(NamedTuple):
 
 
 def build(config: Any, attention: Attention) -> Parts:
-    """A freshly initialised model for `config`, a `language_model.Config`.
+    """A freshly initialized model for `config`, a `language_model.Config`.
 
     Raises:
         UsageError: Settings that do not go together.

@@ -79,7 +79,7 @@ class TransformerLM(nnx.Module):
         >>> logits.shape, stats["entropy"].shape, stats["key_mass"].shape  # statistics: one row per layer
         ((3, 16, 256), (2, 3, 16, 4), (2, 3, 16, 4))
 
-    Source: Vaswani et al., 2017, arXiv:1706.03762; normalisation before each sub-layer from Xiong et al., 2020,
+    Source: Vaswani et al., 2017, arXiv:1706.03762; normalization before each sub-layer from Xiong et al., 2020,
         "On Layer Normalization in the Transformer Architecture", arXiv:2002.04745; RMSNorm from Zhang and Sennrich,
         2019, arXiv:1910.07467; tied head from Press and Wolf, 2017, arXiv:1608.05859.
     Deviation: decoder only, no dropout, no biases.

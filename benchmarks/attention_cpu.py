@@ -1,7 +1,8 @@
 """Time of `attend` on a CPU beside jax.nn and torch; visited tiles; dense against blocks; block maps; decoding.
 
-One process, competitors in turns, medians, and the median of the ratios within a turn. Nothing is timed before its
-values are right. Run it alone on the machine:
+One process, competitors in turns whose order alternates, medians, and the median of the ratios within a turn. Every
+timed call follows an untimed one of the same function, so that it meets neither the caches of the one before nor its
+threads, which OpenMP lets spin for a while. Nothing is timed before its values are right. Run it alone on the machine:
 
     python benchmarks/attention_cpu.py --out runs/attention_cpu.json
 """
@@ -100,13 +101,14 @@ class WrongValues(Exception):
 
 
 def alternate(functions: Runs, repetitions: int) -> dict[str, Any]:
-    """Milliseconds of functions that run in turns, A B A B, and ratios to the first within a turn, as medians."""
+    """Milliseconds of functions that run in turns, A B B A, and ratios to the first within a turn, as medians."""
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(repetitions + 2):
-        for name, function in functions.items():
+    for turn in range(repetitions + 1):
+        for name, function in functions.items() if turn % 2 else reversed(functions.items()):
+            jax.block_until_ready(function())
             begin = time.perf_counter()
             jax.block_until_ready(function())
-            if turn >= 2:  # the first two compile and warm up
+            if turn > 0:  # the first compiles
                 times[name].append(1e3 * (time.perf_counter() - begin))
     first = times[next(iter(times))]
     ratio = lambda other: statistics.median(b / a for a, b in zip(first, other, strict=True))

@@ -39,7 +39,7 @@ def log_masses(name: str, score: np.ndarray, arrays, seen) -> np.ndarray:
         return jnp.abs(score)
     if name == "log-n softmax":
         logs = jnp.log(jnp.maximum(seen.sum(-1, keepdims=True), 1))
-        return score * arrays["normalizer coefficient"][:, None, None] * logs
+        return score * arrays["normalizer coefficient"][None, :, None, None] * logs
     if name == "log-n softmax, n given":
         return score * np.log(SIZE.s)
     return score

@@ -326,8 +326,8 @@ def neighborhood(
 
     Along each dimension of length L, with its coordinate i taken modulo and divided by the dilation d, a query sees
     exactly ``window`` keys of its own residue class: those centered on it (on the middle of its stride group), the
-    window being moved inwards at the edges instead of being cut. A causal dimension sees, of the ``window`` keys that end
-    at the last query of its stride group, those up to the query itself.
+    window being moved inwards at the edges instead of being cut. A causal dimension sees, of the ``window`` keys that
+    end at the last query of its stride group, those up to the query itself.
 
     Args:
         shape: lengths of the grid; their product is T = S.

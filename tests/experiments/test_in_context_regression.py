@@ -50,6 +50,7 @@ def assert_every_claim_holds(result):
     assert set(experiment.plot(result)) == {"loss_over_time", "abrupt_rise", "risk_by_length"}
 
 
+@pytest.mark.xdist_group("in-context regression")
 def test_every_claim_holds(result):
     assert_every_claim_holds(result)
 
@@ -60,14 +61,14 @@ def test_every_claim_holds(result):
     [
         {"dimension": 3, "length": 5, "condition_number": 30.0, "seed": 1, "batch": 512},
         {"dimension": 10, "length": 30, "condition_number": 1.5, "seed": 2},
-        {"dimension": 4, "spectrum": (2.0, 1.0, 0.5, 0.25), "length": 10, "seed": 3},
-        {"theta": "identity", "init_scale": 0.05, "noise": 2.0, "seed": 4},
+        {"dimension": 4, "spectrum": (2.0, 1.0, 0.5, 0.25), "length": 10, "noise": 2.0, "seed": 3},
     ],
 )
 def test_every_claim_holds_elsewhere(run, change):
     assert_every_claim_holds(run(dataclasses.replace(QUICK, **change)))
 
 
+@pytest.mark.xdist_group("in-context regression")
 def test_a_wrong_theory_fails(result):
     """The claims see it when the training prompts are not the ones that theory is told of."""
     told = tuple(setting._replace(task=setting.task._replace(length=20)) for setting in result.settings)

@@ -1,9 +1,9 @@
 """The language model experiment: its text, its baselines, its model, and that it stops and goes on exactly."""
 
-import dataclasses
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,11 +28,10 @@ TINY: dict[str, Any] = dict(
 )
 
 
-@pytest.fixture
-def texts(tmp_path):
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
     """Six files of words in an order that only chance decides."""
-    folder, draw = tmp_path / "texts", np.random.default_rng(0)
-    folder.mkdir()
+    folder, draw = tmp_path_factory.mktemp("texts"), np.random.default_rng(0)
     words = np.array(["alpha", "beta", "gamma", "delta", "\n"])
     for number in range(6):
         (folder / f"{number}.txt").write_text(" ".join(draw.choice(words, 700)))
@@ -44,7 +43,8 @@ def context(out, **options):
     return Context(out=out, seed=0, quick=True, progress=new_progress(), **options)
 
 
-def test_split_is_by_file_and_depends_on_names_only(texts):
+def test_split_is_by_file_and_depends_on_names_only(texts, tmp_path):
+    texts = Path(shutil.copytree(texts, tmp_path / "texts"))
     corpus = _text.load((texts,), held_out_bytes=3_000)
     files = {path.name: path.read_bytes() for path in texts.iterdir()}
     assert all(files[name] == content for name, content in zip(corpus.names, corpus.held_out, strict=True))
@@ -54,10 +54,10 @@ def test_split_is_by_file_and_depends_on_names_only(texts):
     assert _text.load((texts,), held_out_bytes=3_000).names == corpus.names
 
 
-def test_one_file_is_cut(texts):
+def test_one_file_is_cut(texts, tmp_path):
     whole = b"".join(path.read_bytes() for path in sorted(texts.iterdir()))
-    (texts / "whole").write_bytes(whole)
-    corpus = _text.load((texts / "whole",), held_out_bytes=1)
+    (tmp_path / "whole").write_bytes(whole)
+    corpus = _text.load((tmp_path / "whole",), held_out_bytes=1)
     assert corpus.train.tobytes() == b"\0" + whole[: len(whole) * 9 // 10]
     assert b"".join(corpus.held_out) == whole[len(whole) * 9 // 10 :]
 
@@ -217,16 +217,31 @@ def test_impossible_models_are_named(options, text):
         lm.build(experiment.Config(**{**TINY, **options}), "softmax")
 
 
+def resumable(texts, **options):
+    changed = {"text": (texts,), "steps": 12, "compare": "none", "checkpoint_every": 4, **options}
+    return experiment.Config(**{**TINY, **changed})
+
+
+def course_of(config, out):
+    return experiment.run(config, context(out)).courses[0]
+
+
+@pytest.fixture(scope="module")
+def finished(texts, tmp_path_factory):
+    """The folder and the course of a finished run."""
+    out = tmp_path_factory.mktemp("finished")
+    with jax.numpy_rank_promotion("allow"):
+        return out, course_of(resumable(texts), out)
+
+
+@pytest.mark.xdist_group("finished language model")
 class TestResume:
     """Stop anywhere, go on, and find what an uninterrupted run finds, to the last bit."""
 
-    def config(self, texts, **options):
-        return experiment.Config(
-            **{**TINY, "text": (texts,), "steps": 12, "compare": "none", "checkpoint_every": 4, **options}
-        )
-
-    def course(self, config, out):
-        return experiment.run(config, context(out)).courses[0]
+    @pytest.fixture
+    def out(self, finished, tmp_path):
+        """A copy of the finished run, to be resumed or damaged."""
+        return Path(shutil.copytree(finished[0], tmp_path / "out"))
 
     def interrupt_after(self, monkeypatch, step):
         save = training.Checkpoints.save
@@ -238,44 +253,37 @@ class TestResume:
 
         monkeypatch.setattr(training.Checkpoints, "save", then_stop)
 
-    def test_same_bits(self, texts, tmp_path, monkeypatch):
-        config = self.config(texts)
-        whole = self.course(config, tmp_path / "whole")
+    def test_same_bits(self, texts, finished, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             self.interrupt_after(patch, 8)
             with pytest.raises(KeyboardInterrupt):
-                self.course(config, tmp_path / "parts")
-        resumed = self.course(dataclasses.replace(config, resume=True), tmp_path / "parts")
+                course_of(resumable(texts), tmp_path / "parts")
+        resumed, whole = course_of(resumable(texts, resume=True), tmp_path / "parts"), finished[1]
         assert resumed.sample == whole.sample
         np.testing.assert_array_equal(resumed.losses, whole.losses)
         np.testing.assert_array_equal(resumed.file_bits, whole.file_bits)
         jax.tree.map(np.testing.assert_array_equal, resumed.measured, whole.measured)
 
-    def test_a_finished_run_is_not_trained_again(self, texts, tmp_path, monkeypatch):
-        whole = self.course(self.config(texts), tmp_path / "out")
+    def test_a_finished_run_is_not_trained_again(self, texts, finished, out, monkeypatch):
         monkeypatch.setattr(training, "make_step", lambda *_: pytest.fail)
-        again = self.course(self.config(texts, resume=True), tmp_path / "out")
-        np.testing.assert_array_equal(again.file_bits, whole.file_bits)
+        again = course_of(resumable(texts, resume=True), out)
+        np.testing.assert_array_equal(again.file_bits, finished[1].file_bits)
 
     def test_nothing_to_resume(self, texts, tmp_path):
         with pytest.raises(UsageError, match="--resume: no checkpoint in"):
-            self.course(self.config(texts, resume=True), tmp_path / "empty")
+            course_of(resumable(texts, resume=True), tmp_path / "empty")
 
-    def test_other_settings(self, texts, tmp_path):
-        self.course(self.config(texts), tmp_path / "out")
+    def test_other_settings(self, texts, out):
         with pytest.raises(UsageError, match="learning_rate was 0.003, is 0.1"):
-            self.course(self.config(texts, resume=True, learning_rate=0.1), tmp_path / "out")
+            course_of(resumable(texts, resume=True, learning_rate=0.1), out)
 
     @pytest.mark.parametrize("part", ["state", "log"])
-    def test_damaged_checkpoint(self, texts, tmp_path, part):
-        config = self.config(texts)
-        self.course(config, tmp_path / "out")
-        newest = tmp_path / "out" / "checkpoints" / "softmax" / "12"
-        for file in (newest / part).rglob("*"):
+    def test_damaged_checkpoint(self, texts, out, part):
+        for file in (out / "checkpoints" / "softmax" / "12" / part).rglob("*"):
             if file.is_file():
                 file.write_bytes(b"?")
         with pytest.raises(UsageError, match="12 cannot be read"):
-            self.course(dataclasses.replace(config, resume=True), tmp_path / "out")
+            course_of(resumable(texts, resume=True), out)
 
 
 def command(texts, out, *more):

@@ -45,9 +45,14 @@ class Trained(NamedTuple):
     tokens_per_second: float | None
 
 
+def warmup_steps(steps: int) -> int:
+    """Steps after which the learning rate is at its peak."""
+    return max(1, min(100, steps // 10))
+
+
 def optimizer(config: Any) -> optax.GradientTransformation:
     """AdamW, linear warm-up, cosine decay to 5%, gradients clipped to norm 1, no weight decay on gains and logits."""
-    warmup = max(1, min(100, config.steps // 10))
+    warmup = warmup_steps(config.steps)
     end = max(config.steps, warmup + 1)
     rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, end, config.learning_rate / 20)
     matrices = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
@@ -192,7 +197,8 @@ def train(config: Any, attention: lm.Attention, corpus: Corpus, context: Context
     if found is not None:
         start, state, log = found
         context.console.print(f"{attention}: resumed after step {start}.")
-    measure_at = set(np.unique(np.geomspace(1, config.steps, config.measurements).astype(int)).tolist()) | {0}
+    measure_at = set(np.unique(np.geomspace(1, config.steps, config.measurements).astype(int)).tolist())
+    measure_at |= {0, warmup_steps(config.steps)}
     task = context.progress.add_task(attention, total=config.steps, completed=start, note="")
     losses, clock = [], _Clock(config.batch * config.context)
 

@@ -336,8 +336,8 @@ def _grows_more(result: Result, course: Course, other: Course) -> Claim:
     (more, (low, _)), (less, (_, high)) = (strongest_growth(grown(c, "weight")) for c in (course, other))
     return Claim.at_least(
         "sink-grows-more",
-        f"Sinks grow more with {course.attention} ({more:.3f}) than with {other.attention} ({less:.3f}); measured in the "
-        f"strongest head of each, weights as they are: {_described(result)}.",
+        f"Sinks grow more with {course.attention} ({more:.3f}) than with {other.attention} ({less:.3f}); measured, in "
+        f"the strongest head of each, weights as they are: {_described(result)}.",
         f"{GU}, section 7",
         predicted=0.0,
         measured=more - less,

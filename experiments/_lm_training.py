@@ -85,11 +85,11 @@ def make_step(config: Any, parts: lm.Parts, key: Array) -> Callable:
 
 
 def fixed_batch(corpus: Corpus, config: Any) -> Int[Array, "B T"]:
-    """Held-out windows on which attention is measured: evenly spread, at most 64."""
+    """Held-out windows on which attention is measured: evenly spread, at most 128."""
     text = np.frombuffer(b"".join(bytes([START]) + content for content in corpus.held_out), np.uint8)
     if len(text) < 2 * config.context:
         raise UsageError(f"--context {config.context}: the held-out text has {len(text)} bytes; shorten the context.")
-    starts = np.linspace(0, len(text) - config.context, min(64, len(text) // config.context)).astype(int)
+    starts = np.linspace(0, len(text) - config.context, min(128, len(text) // config.context)).astype(int)
     return jnp.asarray(text[starts[:, None] + np.arange(config.context)], jnp.int32)
 
 

@@ -56,7 +56,7 @@ class Config:
     """Bytes that the model sees, T."""
     batch: int = 16
     """Windows in a step."""
-    steps: int = 800
+    steps: int = 750
     """Optimizer steps of each model."""
     learning_rate: float = 4e-3
     """Peak rate of AdamW, reached after a tenth of the steps (at most 100), then decaying to a twentieth."""
@@ -64,7 +64,7 @@ class Config:
     """Of AdamW, on matrices."""
     held_out_bytes: int = 200_000
     """Least size of the held-out text."""
-    measurements: int = 16
+    measurements: int = 12
     """Times at which attention is measured, spaced evenly in the logarithm of the step."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""

@@ -141,7 +141,8 @@ def test_measured_shares_are_means_of_weights(texts):
         found = lm.measure(parts.model(parts.params), batch)
         assert found.key_mass.shape == (1, 2, 16)
         np.testing.assert_allclose(found.key_mass[..., 0], found.sink, rtol=1e-4)
-        assert found.far_share.shape == found.far_weight.shape == (1, 2, 64)
+        assert found.far_share.shape == found.far_weight.shape == (1, 2, len(batch))
+        assert len(batch) == 128
         assert bool((found.share >= found.far_share.mean(-1)).all())
         assert bool((found.far_share > 0).all())
         if name == "softmax":

@@ -1,4 +1,4 @@
-"""The catalogue: one record for each mechanism or claim of the literature, and where it is checked.
+"""The catalog: one record for each mechanism or claim of the literature, and where it is checked.
 
 A record is here when its functions exist, pass the conformance suite, and a test or an experiment checks its claim.
 
@@ -48,7 +48,7 @@ class Record:
     """A mechanism or claim of the literature.
 
     Attributes:
-        index: number in the project's catalogue of the literature.
+        index: number in the project's catalog of the literature.
         title: of the paper.
         source: who, when, where.
         functions: the public functions that are it, or that compose to it.

@@ -1,4 +1,4 @@
-"""Every record of the catalogue leads somewhere: its functions are public, what checks it exists."""
+"""Every record of the catalog leads somewhere: its functions are public, what checks it exists."""
 
 import ast
 import functools
@@ -68,7 +68,7 @@ def test_cost_and_forms_are_given(record: Record):
 
 
 def test_the_sources_named_by_functions_are_the_same():
-    """A function that names a paper of the catalogue names it by the identifier that is in its record."""
+    """A function that names a paper of the catalog names it by the identifier that is in its record."""
     for record in RECORDS:
         named = [function for function in record.functions if record.source.arxiv in (inspect.getdoc(function) or "")]
         modules = [inspect.getmodule(function) for function in record.functions]

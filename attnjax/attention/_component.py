@@ -7,7 +7,7 @@ reads like its equation.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -103,15 +103,6 @@ def _shape_message(leaf: Leaf, shape: tuple[int, ...], sizes: dict[str, tuple[in
         f"{leaf.name}: got an array of shape {tuple(shape)}, want one that broadcasts to [{want}] "
         f"(B batch, N query heads, T queries, S keys); give it those axes, or ones of size 1 or missing on the left"
     )
-
-
-def per_tile(axes: Sequence[Axis]) -> Callable[[jax.Array], jax.Array]:
-    """How a block that kept the axes T, S and its own is laid out in a tile: ``[bq, bk, ...]``, ones where missing."""
-    kept = [a for a in axes if a in ("T", "S", None)]
-    has_t, has_s = "T" in kept, "S" in kept
-    if has_t == has_s:
-        return lambda block: block
-    return lambda block: jnp.expand_dims(block, 1 if has_t else 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -189,10 +189,8 @@ class Problem:
 
     def term_names(self) -> list[str]:
         """Names of the statistics' terms, in the order in which ``lift`` returns them."""
-        from attnjax.attention._component import Where as Place
-
         one = jnp.ones((1, 1))
-        at = Place(jnp.int32(0), jnp.int32(0), jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.int32), 1, 1)
+        at = Where(jnp.int32(0), jnp.int32(0), jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.int32), 1, 1)
         names: dict[str, None] = {}
         for stat in self.stats:
             if stat.kind == "row":

@@ -17,24 +17,6 @@ jax.config.update("jax_num_cpu_devices", DEVICES)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_compilation_cache", False)
 
-
-def start_backend() -> None:
-    """Start XLA with LLVM's optimizations off, unless XLA_FLAGS sets their level: tests compile more than they run.
-
-    XLA reads its flags once, here; child processes get those of the user.
-    """
-    given = os.environ.get("XLA_FLAGS")
-    if "xla_backend_optimization_level" not in (given or ""):
-        quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-        os.environ["XLA_FLAGS"] = f"{given or ''} {quick}".strip()
-    jax.devices()
-    os.environ.pop("XLA_FLAGS", None)
-    if given is not None:
-        os.environ["XLA_FLAGS"] = given
-
-
-start_backend()
-
 # The same examples on every machine; a failing one is printed so that it can be kept with @hypothesis.example.
 hypothesis.settings.register_profile(
     "fixed", derandomize=True, deadline=None, database=None, max_examples=50, print_blob=True

@@ -1,5 +1,6 @@
 """Execution forms: the same tile functions over the whole plane, over rows, and over blocks."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ class Streamed:
         tile: Any,
         tile_at: Any,
         outputs: tuple[Spec, ...],
-        powers: tuple[int, ...],
+        powers: tuple[float, ...],
         kernel: Kernel | None = None,
     ) -> tuple:
         """A scaled fold: its log scale and its sums."""
@@ -120,25 +121,27 @@ class Streamed:
     def max_logit(self) -> jax.Array:
         """The greatest score of each row; its derivative, when asked for, is a second fold."""
         problem = self.problem
-        (top,) = self.scaled(problem.greatest, lambda scale, *blocks: (), (problem.row_spec,), ())
-        top = lax.stop_gradient(top)
-        plan, operands = self.plan(problem.at_greatest, (problem.row_spec,) * 2, (top,))
+        # At an infinite power of exp(scale) what stood at a smaller scale vanishes: the fold carries the place along.
+        nowhere = lambda scale, *blocks: (jnp.zeros_like(scale),)
+        found = self.scaled(problem.greatest, nowhere, (problem.row_spec,) * 2, (math.inf,))
+        top, first = map(lax.stop_gradient, found)
+        plan, operands = self.plan(problem.at_greatest, (problem.row_spec,) * 2, (top, first))
 
         @jax.custom_jvp
-        def greatest(table, top, others):
+        def greatest(table, top, first, others):
             return top
 
         @greatest.defjvp
         def _(primals, tangents):
-            table, top, others = primals
+            table, top, first, others = primals
 
             def mean(others):
-                total, count = fold(plan, table, [top, *others])
+                total, count = fold(plan, table, [top, first, *others])
                 return total / jnp.maximum(count, 1)
 
-            return top, jax.jvp(mean, (others,), (tangents[2],))[1]
+            return top, jax.jvp(mean, (others,), (tangents[3],))[1]
 
-        return greatest(self.successors, top, operands[1:])
+        return greatest(self.successors, top, first, operands[2:])
 
 
 class Whole:

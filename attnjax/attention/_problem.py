@@ -232,18 +232,24 @@ class Problem:
         return (w * factor[:, None],)
 
     def greatest(self, scale: jax.Array, *blocks: jax.Array) -> tuple:
-        """The greatest score of each row so far."""
-        s, visible, *_ = self.scores(blocks)
+        """The greatest score of each row so far, and where a new one stands: the first key that attains it."""
+        s, visible, at, *_ = self.scores(blocks)
         s = s if visible is None else jnp.where(visible, s, -jnp.inf)
-        return (jnp.maximum(scale, lax.stop_gradient(jnp.max(s, axis=1))),)
+        here = jnp.max(s, axis=1)
+        first = jnp.argmax(s, axis=1).astype(scale.dtype) + at.s[0, 0].astype(scale.dtype)
+        return jnp.maximum(scale, here), jnp.where(here > scale, first, 0)
 
-    def at_greatest(self, top: jax.Array, *blocks: jax.Array) -> tuple:
-        """Sum and number of a tile's scores that attain the row's greatest, ``top``."""
-        s, visible, *_ = self.scores(blocks)
+    def at_greatest(self, top: jax.Array, first: jax.Array, *blocks: jax.Array) -> tuple:
+        """Sum and number of a tile's scores that attain the row's greatest, ``top``.
+
+        Scores made anew may be rounded otherwise than when ``top`` was found: the first key counts in any case, and
+        others if they are as great up to rounding.
+        """
+        s, visible, at, *_ = self.scores(blocks)
         s = s if visible is None else jnp.where(visible, s, -jnp.inf)
-        finite = jnp.where(jnp.isneginf(top), jnp.inf, top)
-        rounding = 8 * jnp.finfo(s.dtype).eps * jnp.abs(finite)
-        attained = s >= (finite - rounding)[:, None]
+        rounding = 8 * jnp.finfo(s.dtype).eps * jnp.abs(top)
+        attained = (s >= (top - rounding)[:, None]) | (at.s == first.astype(jnp.int32)[:, None])
+        attained &= ~jnp.isneginf(s)
         return jnp.where(attained, s, 0).sum(1), attained.sum(1).astype(s.dtype)
 
     def count(self, *blocks: jax.Array) -> tuple:

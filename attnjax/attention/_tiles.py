@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,7 +69,8 @@ class Plan:
         outputs: one spec for each output; of a scaled fold the first is the log scale.
         tile: the tile function. Of a scaled fold: ``(scale, *blocks) -> (new scale, *sums at it)``.
         tile_at: of a scaled fold, ``(scale, *blocks) -> sums at that scale``; None for a plain fold.
-        powers: of a scaled fold, the power of ``exp(scale)`` that multiplies each sum.
+        powers: of a scaled fold, the power of ``exp(scale)`` that multiplies each sum; at infinity only what was added
+            at the greatest scale remains.
         vectorized: whether the outer dimensions run at once (accelerators) or in turn (CPU: a tile stays in cache).
         kernel: runs the fold instead of the loops over tiles.
         transposed: runs the fold's transpose, for cotangents of exactly its ``linear`` last operands.
@@ -80,7 +82,7 @@ class Plan:
     outputs: tuple[Spec, ...]
     tile: Tile
     tile_at: Tile | None = None
-    powers: tuple[int, ...] = ()
+    powers: tuple[float, ...] = ()
     vectorized: bool = False
     kernel: Kernel | None = None
     transposed: Callable | None = None
@@ -124,10 +126,13 @@ def _columns_first(x: jax.Array, y: jax.Array, *, dimension_numbers, **params) -
 # --- running it -----------------------------------------------------------------------------------------------------
 
 
-def _rescale(old: jax.Array, new: jax.Array) -> jax.Array:
-    """exp(old - new), and 0 where nothing has been seen yet (old = -inf)."""
-    finite = jnp.where(jnp.isneginf(new), 0, new)
-    return jnp.exp(old - finite)
+def _rescale(x: jax.Array, old: jax.Array, new: jax.Array, power: float) -> jax.Array:
+    """``x`` at the log scale ``old``, at ``new``: ``x * exp(old - new)^power``; nothing has been seen at -inf."""
+    if math.isinf(power):  # the limit: what stood at a smaller scale vanishes
+        factor = (old == new).astype(x.dtype)
+    else:
+        factor = jnp.exp(old - jnp.where(jnp.isneginf(new), 0, new)) ** power
+    return x * factor.reshape(factor.shape + (1,) * (x.ndim - factor.ndim))
 
 
 def run(successors: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Array, ...]:
@@ -168,11 +173,7 @@ def run(successors: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Arra
                 inputs = [take(a, s, grid, here_j)[0] for a, s in in_row]
                 if scaled:
                     scale, *sums = plan.tile(state[0], *inputs)
-                    old = _rescale(state[0], scale)
-                    kept = [
-                        x * old.reshape(old.shape + (1,) * (x.ndim - old.ndim)) ** p
-                        for x, p in zip(state[1:], plan.powers, strict=True)
-                    ]
+                    kept = [_rescale(x, state[0], scale, p) for x, p in zip(state[1:], plan.powers, strict=True)]
                     state = (scale, *(x + y for x, y in zip(kept, sums, strict=True)))
                 else:
                     new = plan.tile(*inputs)

@@ -58,7 +58,7 @@ class Streamed:
         tile: Any,
         tile_at: Any,
         outputs: tuple[Spec, ...],
-        powers: tuple[float, ...],
+        powers: tuple[int | float, ...],
         kernel: Kernel | None = None,
     ) -> tuple:
         """A scaled fold: its log scale and its sums."""

@@ -82,7 +82,7 @@ class Plan:
     outputs: tuple[Spec, ...]
     tile: Tile
     tile_at: Tile | None = None
-    powers: tuple[float, ...] = ()
+    powers: tuple[int | float, ...] = ()
     vectorized: bool = False
     kernel: Kernel | None = None
     transposed: Callable | None = None
@@ -126,7 +126,7 @@ def _columns_first(x: jax.Array, y: jax.Array, *, dimension_numbers, **params) -
 # --- running it -----------------------------------------------------------------------------------------------------
 
 
-def _rescale(x: jax.Array, old: jax.Array, new: jax.Array, power: float) -> jax.Array:
+def _rescale(x: jax.Array, old: jax.Array, new: jax.Array, power: int | float) -> jax.Array:
     """``x`` at the log scale ``old``, at ``new``: ``x * exp(old - new)^power``; nothing has been seen at -inf."""
     if math.isinf(power):  # the limit: what stood at a smaller scale vanishes
         factor = (old == new).astype(x.dtype)

@@ -291,11 +291,15 @@ def _beats(result: Result, course: Course, baseline: str, described: str) -> Cla
     )
 
 
+def _uniform(result: Result) -> float:
+    """What uniform attention gives the first position, over the queries of a window's second half."""
+    return lm.uniform_sink(result.context, start=result.context // 2)
+
+
 def _described(result: Result) -> str:
-    uniform = lm.uniform_sink(result.context, start=result.context // 2)
     return (
         f"attention on the first position by the queries of a window's second half, at the end minus at the end of the "
-        f"warm-up (uniform attention gives {uniform:.4f})"
+        f"warm-up (uniform attention gives {_uniform(result):.4f})"
     )
 
 
@@ -308,7 +312,7 @@ def _sink_grows(result: Result, course: Course) -> Claim:
         "sink-grows",
         f"With {course.attention} attention a head grows a sink; measured in the strongest head: {_described(result)}.",
         f"{GU}, section 4",
-        predicted=lm.uniform_sink(result.context, start=result.context // 2),
+        predicted=_uniform(result),
         measured=measured,
         interval=interval,
         tolerance=0.0,
@@ -359,7 +363,7 @@ def _no_sink(result: Result, course: Course, kind: Literal["weight", "share"]) -
         predicted=0.0,
         measured=measured,
         interval=interval,
-        tolerance=lm.uniform_sink(result.context, start=result.context // 2),
+        tolerance=_uniform(result),
         reason=f"Growing by less than uniform attention has is no sink. {STRONGEST}",
         assumptions_hold=course.attention == "sigmoid",
     )
@@ -399,8 +403,7 @@ def _plot_attention(result: Result) -> Figure:
                 color = _plotting.COLORS[layer % len(_plotting.COLORS)]
                 axes.plot(course.measured_at, values[:, layer, head], color=color, linewidth=1.1, label=text)
         if name == "far_share":
-            uniform = lm.uniform_sink(result.context, start=result.context // 2)
-            axes.axhline(uniform, color="black", linewidth=1, linestyle=":", label="uniform attention")
+            axes.axhline(_uniform(result), color="black", linewidth=1, linestyle=":", label="uniform attention")
             axes.set_ylim(bottom=0, top=max(0.1, *(1.05 * c.measured.far_share.mean(-1).max() for c in result.courses)))
         axes.set_xscale("symlog", linthresh=1)
         _plotting.label(axes, "step", titles[name], course.attention)

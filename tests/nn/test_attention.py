@@ -86,7 +86,7 @@ def test_split_jit_merge_in_graph_and_tree_mode(graph_mode):
     ("options", "text"),
     [
         (dict(kv_heads=3), "kv_heads: got 3, wanted a divisor of heads = 4"),
-        (dict(trainable=("normalizer",)), "trainable: got"),
+        (dict(trainable=("normaliser",)), "trainable: got"),
         (dict(trainable="score"), "trainable: got 'score'"),
         (dict(trainable=("normalizer",), normalizer=normalizers.softmax()), "carries no floating array"),
     ],

@@ -21,9 +21,9 @@ STATISTICS = (
 )
 
 
-def call(q, k, v, slopes, ids):
+def call(q, k, v, slopes, ids, implementation="blocks"):
     mask = masks.causal() & masks.window(512) & masks.segments(ids)
-    return attend(q, k, v, mask=mask, score=scores.alibi(slopes), implementation="blocks", stats=STATISTICS)
+    return attend(q, k, v, mask=mask, score=scores.alibi(slopes), implementation=implementation, stats=STATISTICS)
 
 
 def loss(*arrays):
@@ -55,3 +55,9 @@ def test_temporary_memory_is_linear(function):
     print(f"{short:,} bytes at {SHORT}, {long:,} at {LONG}: {long / short:.2f} times")
     assert long <= LIMIT * short
     assert long < LONG**2, "less than one byte for each entry of the map"
+
+
+def test_a_map_would_be_seen():
+    """The same figure of the dense form grows with the map: the limit above can be exceeded."""
+    dense = functools.partial(call, implementation="dense")
+    assert temporary_bytes(dense, LONG) > 10 * temporary_bytes(dense, SHORT)

@@ -1,4 +1,4 @@
-"""Gradient flow of linear self-attention, integrated in float64: what the closed forms and SGD are held against."""
+"""Gradient flow and descent of linear self-attention in float64: what the closed forms and SGD are held against."""
 
 import math
 
@@ -41,6 +41,26 @@ def follow(start: theory.Blocks, task: theory.Task, times: jax.Array) -> theory.
     )
     assert solution.ys is not None
     return solution.ys
+
+
+@jax.jit
+def descend(start: theory.Blocks, task: theory.Task, learning_rates: jax.Array) -> jax.Array:
+    """The product along gradient descent on the population loss: `follow` by explicit Euler steps of finite size.
+
+    Args:
+        start: Blocks before the first step.
+        task: Distribution of the training prompts.
+        learning_rates: Of every step `[K]`.
+
+    Returns:
+        tr(w u) / D after every step `[K]`.
+    """
+
+    def step(at, learning_rate):
+        at = jax.tree.map(lambda value, velocity: value + learning_rate * velocity, at, theory.flow(at, task))
+        return at, at.w * jnp.trace(at.u) / task.covariance.shape[0]
+
+    return jax.lax.scan(step, start, learning_rates)[1]
 
 
 def curvatures(task: theory.Task) -> tuple[float, float]:

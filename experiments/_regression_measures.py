@@ -24,10 +24,19 @@ def half_time(result: Result) -> jax.Array:
     return jnp.nan_to_num(theory.isotropic_half_time(dimension=config.dimension, length=config.length, start=start))
 
 
+def descent_half_time(result: Result) -> float:
+    """When gradient descent with SGD's learning rates is halfway; NaN where it never is or starts beyond."""
+    return float(_halfway(result, result.settings[ISOTROPIC].descent[None])[0])
+
+
 def half_times(result: Result) -> np.ndarray:
-    """When each isotropic SGD run is halfway, interpolated between steps; NaN where it never is `[seeds]`."""
-    times, runs = result.sgd.times[ISOTROPIC], result.sgd.products[ISOTROPIC]
-    half = float(closed_form(result.config, np.inf)) / 2
+    """When each isotropic SGD run is halfway; NaN where it never is or starts beyond `[seeds]`."""
+    return _halfway(result, result.sgd.products[ISOTROPIC])
+
+
+def _halfway(result: Result, runs: np.ndarray) -> np.ndarray:
+    """When each of `[runs, steps]` first exceeds half the closed form's limit, interpolated between steps."""
+    times, half = result.sgd.times[ISOTROPIC], float(closed_form(result.config, np.inf)) / 2
     after = np.argmax(runs > half, axis=1)
     before = np.maximum(after - 1, 0)
     low, high = (np.take_along_axis(runs, at[:, None], axis=1)[:, 0] for at in (before, after))

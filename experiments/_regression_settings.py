@@ -10,11 +10,12 @@ import numpy as np
 from attnjax.dynamics import linear_attention
 from attnjax.dynamics import linear_attention_theory as theory
 from attnjax.tasks import geometric_spectrum, random_rotation, rotated
-from experiments._gradient_flow import POINTS, curvatures, follow, losses_along, time_to_converge, time_to_risk
-from experiments._sgd_ensemble import Trained, flow_time
+from experiments._gradient_flow import POINTS, curvatures, descend, follow, losses_along, time_to_converge, time_to_risk
+from experiments._sgd_ensemble import Trained, decay, flow_time
 
 SETTINGS = ("isotropic", "anisotropic", "noisy")
 ISOTROPIC, ANISOTROPIC, NOISY = range(3)
+NOISE = 0.01  # of a step over its drift
 EXCESS = 0.005  # SGD covers the flow time after which the risk is within this fraction of the least
 
 
@@ -30,6 +31,7 @@ class Setting(NamedTuple):
         risks: Risk along gradient flow, on the training distribution.
         products: tr(w u) / D along gradient flow.
         product: w u of gradient flow where SGD ends `[D, D]`.
+        descent: tr(w u) / D of gradient descent after every step, with SGD's learning rates `[steps]`.
     """
 
     task: theory.Task
@@ -40,6 +42,7 @@ class Setting(NamedTuple):
     risks: np.ndarray
     products: np.ndarray
     product: jax.Array
+    descent: np.ndarray
 
 
 class Result(NamedTuple):
@@ -84,6 +87,16 @@ def schedule(config: Any, problems: list[tuple[theory.Task, jax.Array]]) -> tupl
     return steps, [config.learning_rate or min(time / flow_time(steps), rate) for time, rate in pairs]
 
 
+def batch_size(config: Any) -> int:
+    """Prompts in a step that keep its noise near `NOISE`.
+
+    The layer is linear in its D^2 features z = x_q g^T. A step of rate r turns an error of curvature c = E z^2 into
+    noise r^2 E|z|^2 c / batch, which is r c D^2 / batch of what it takes away where all curvatures are alike;
+    `stiffness` bounds r c.
+    """
+    return max(128, 32 * math.ceil(config.stiffness * config.dimension**2 / NOISE / 32))
+
+
 def solve(given: tuple[theory.Task, jax.Array], learning_rate: float, config: Any, steps: int) -> Setting:
     """Integrate one setting's gradient flow, to its limit and over the time that SGD covers."""
     task, theta = given
@@ -92,6 +105,7 @@ def solve(given: tuple[theory.Task, jax.Array], learning_rate: float, config: An
     times = jnp.linspace(0.0, learning_rate * flow_time(steps), POINTS)
     path = follow(start, task, times)
     products = path.w[:, None, None] * path.u
+    rates = learning_rate * decay(jnp.arange(steps), steps)
     invariant = whole.w**2 - jnp.sum(whole.u**2, axis=(1, 2))
     return Setting(
         task=task,
@@ -102,6 +116,7 @@ def solve(given: tuple[theory.Task, jax.Array], learning_rate: float, config: An
         risks=np.asarray(2 * losses_along(path, task)),
         products=np.asarray(jnp.trace(products, axis1=1, axis2=2) / config.dimension),
         product=products[-1],
+        descent=np.asarray(descend(start, task, rates)),
     )
 
 

@@ -93,7 +93,7 @@ def train(ensemble: Ensemble, config: Any, steps: int, key: jax.Array, context: 
     return Trained(
         steps=steps,
         learning_rates=rates,
-        times=rates[:, None] * np.cumsum(1 - np.arange(steps) / steps),
+        times=rates[:, None] * np.cumsum(decay(np.arange(steps), steps)),
         products=np.concatenate(products, axis=-1).astype(np.float64),
         checkpoints=np.arange(stride, steps + 1, stride) - 1,
         risks=np.stack(risks, axis=-1).astype(np.float64),
@@ -104,8 +104,13 @@ def train(ensemble: Ensemble, config: Any, steps: int, key: jax.Array, context: 
     )
 
 
+def decay(step: Any, steps: int) -> Any:
+    """Learning rate of a step (the first is 0) over that of the first: it falls linearly to zero after the last."""
+    return 1 - step / steps
+
+
 def flow_time(steps: int) -> float:
-    """Flow time of a whole run of SGD per unit of its first learning rate, sum_k (1 - k / steps)."""
+    """Flow time of a whole run of SGD per unit of its first learning rate, the sum of `decay`."""
     return (steps + 1) / 2
 
 
@@ -123,7 +128,7 @@ def _advance(state, keys, ensemble, steps, *, stride: int, batch: int, length: i
         prompts = linear_regression(
             fresh, batch=batch, length=length, covariance=setting.covariances, noise=setting.noises
         )
-        learning_rate = setting.learning_rates * (1 - state.step / steps)
+        learning_rate = setting.learning_rates * decay(state.step, steps)
         return linear_attention.step(state, prompts, learning_rate)[0]
 
     def advance_all(state, _):

@@ -21,6 +21,7 @@ from experiments._claim import Claim
 from experiments._context import Context, UsageError
 from experiments._regression_figures import plot as plot
 from experiments._regression_measures import (
+    descent_half_time,
     excess_of,
     half_time,
     half_times,
@@ -35,6 +36,7 @@ from experiments._regression_settings import (
     NOISY,
     SETTINGS,
     Result,
+    batch_size,
     closed_form,
     problem,
     schedule,
@@ -74,8 +76,8 @@ class Config:
     """Steps of SGD, rounded up to a multiple of `checkpoints`. Default: as many as the default learning rate needs."""
     max_steps: int = 4000
     """Bound on the default number of steps; ill-conditioned settings then end before they reach the least risk."""
-    batch: int = 256
-    """Fresh prompts per step and seed."""
+    batch: int | None = None
+    """Fresh prompts per step and seed. Default: enough to keep a step's noise near a hundredth of its drift."""
     seeds: int = 16
     """Independent SGD runs of each setting; at least 2, and all of them in one vmap."""
     test_lengths: tuple[int, ...] = (5, 10, 40, 100)
@@ -94,7 +96,6 @@ class Config:
             condition_number=2.0,
             stiffness=0.07,
             max_steps=1000,
-            batch=128,
             seeds=8,
             checkpoints=12,
             test_prompts=32768,
@@ -147,6 +148,7 @@ def run(config: Config, context: Context) -> Result:
         UsageError: An impossible setting.
     """
     config.check()
+    config = dataclasses.replace(config, batch=config.batch or batch_size(config))
     setting_key, train_key = jax.random.split(context.key)
     with jax.enable_x64(True):
         problems = [problem(name, config, setting_key) for name in SETTINGS]
@@ -244,7 +246,7 @@ def sgd_claims(result: Result) -> list[Claim]:
     config, sgd = result.config, result.sgd
     where = f"D = {config.dimension}, N = {config.length}"
     runs = f"{config.seeds} seeds, {sgd.steps} steps of {config.batch} prompts"
-    half = float(half_time(result))
+    limit = float(half_time(result))
     reached = half_times(result)
     half_mean, half_interval = single(reached)
     stray, stray_interval = single(sgd.stray[ANISOTROPIC])
@@ -253,14 +255,15 @@ def sgd_claims(result: Result) -> list[Claim]:
         Claim.equal(
             "sgd-half-time",
             f"Identity covariance, {where}, {runs}: SGD's product tr(w u) / D is halfway to its limit at the time (sum "
-            "of the learning rates) ln(p*/p0 - 1) / (2 sqrt D).",
+            "of the learning rates) at which gradient descent with the same learning rates is; as these vanish, that "
+            f"tends to ln(p*/p0 - 1) / (2 sqrt D) = {limit:.4f}.",
             f"Own derivation from Lemma 5.2 of {PAPER}",
-            predicted=half,
+            predicted=descent_half_time(result),
             measured=half_mean,
             interval=half_interval,
             relative_tolerance=0.05,
-            reason="A finite learning rate lags behind the flow, and batch noise on the plateau shifts the rise.",
-            assumptions_hold=0 < half < sgd.times[ISOTROPIC, -1],
+            reason="Batch noise delays growth on the plateau: a logarithm's mean is below the logarithm of the mean.",
+            assumptions_hold=0 < limit < sgd.times[ISOTROPIC, -1],
         ),
         *(risk_claim(result, index) for index in (ISOTROPIC, ANISOTROPIC)),
         least_risk_claim(result),
@@ -341,8 +344,9 @@ def length_claims(result: Result) -> list[Claim]:
                 predicted=float(theory.risk(setting.product, setting.task._replace(length=length))),
                 measured=measured,
                 interval=interval,
-                relative_tolerance=0.03,
-                reason="As for the risk at the training length.",
+                relative_tolerance=0.05,
+                reason="Elsewhere than at the training length the product is not the best one, so what SGD errs in it "
+                "counts in first order; and the test set is finite.",
             )
         )
     return found

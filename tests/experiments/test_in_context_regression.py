@@ -58,7 +58,7 @@ def test_every_claim_holds_and_a_wrong_theory_fails(run):
     "change",
     [
         {"dimension": 3, "length": 5, "condition_number": 30.0, "seed": 1, "batch": 512},
-        {"dimension": 10, "length": 30, "condition_number": 1.5, "seed": 2},
+        {"dimension": 8, "length": 30, "condition_number": 1.5, "seed": 2},
         {"dimension": 4, "spectrum": (2.0, 1.0, 0.5, 0.25), "length": 10, "noise": 2.0, "seed": 3},
     ],
 )

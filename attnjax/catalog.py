@@ -172,7 +172,7 @@ RECORDS: tuple[Record, ...] = (
             _SINKS + "test_a_key_bias_takes_the_sink",
             _SINKS + "test_variants_of_the_similarity",
             _SINKS + "test_a_sink_of_sigmoid_attention_needs_a_much_larger_score",
-            "experiments/language_model.py::claims",
+            "experiments/language_model/verdicts.py::claims",
         ),
         deviation=(
             "softmax(sink=) is a key bias with value 0 whose logit does not depend on the query; one that "

@@ -12,7 +12,9 @@ from attnjax.dynamics import linear_attention
 from attnjax.dynamics import linear_attention_theory as theory
 from attnjax.tasks import geometric_spectrum, random_rotation, rotated
 
-gradient_flow = pytest.importorskip("experiments._gradient_flow", reason="diffrax is in the extra `experiments`")
+gradient_flow = pytest.importorskip(
+    "experiments.in_context_regression.flow", reason="diffrax is in the extra `experiments`"
+)
 
 
 @pytest.fixture(autouse=True)

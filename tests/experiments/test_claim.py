@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import t as student_t
 
-from experiments._claim import Claim
-from experiments._statistics import mean_over_seeds
+from experiments.framework.claim import Claim
+from experiments.framework.statistics import mean_over_seeds
 
 KEYS = ["id", "statement", "source", "predicted", "measured", "interval", "tolerance", "reason", "verdict"]
 

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import _cli, _plotting
-from experiments._claim import Claim
-from experiments._context import UsageError
-from experiments._registry import EXPERIMENTS
+from experiments.framework import cli, plotting
+from experiments.framework.claim import Claim
+from experiments.framework.context import UsageError
+from experiments.registry import EXPERIMENTS
 
 KEYS = {"id", "statement", "source", "predicted", "measured", "interval", "tolerance", "reason", "verdict"}
 
@@ -59,9 +59,9 @@ def make_experiment(name: str, *, measured: float):
         ]
 
     def plot(result):
-        figure, axes = _plotting.new_figure()
-        _plotting.theory(axes, np.arange(3), np.ones(3), label="theory")
-        _plotting.label(axes, "x (units)", "y (units)")
+        figure, axes = plotting.new_figure()
+        plotting.theory(axes, np.arange(3), np.ones(3), label="theory")
+        plotting.label(axes, "x (units)", "y (units)")
         return {"a_figure": figure}
 
     module: Any = types.ModuleType(name, f"The {name} experiment.\n\nMore of it.")
@@ -85,7 +85,7 @@ def read(path):
 
 def test_run_writes_claims_result_and_figures(toys, tmp_path, capsys):
     out = tmp_path / "new" / "folder"
-    assert _cli.main(["run", "right", "--out", str(out), "--size", "7", "--seed", "3"]) == 0
+    assert cli.main(["run", "right", "--out", str(out), "--size", "7", "--seed", "3"]) == 0
     (claim,) = read(out / "claims.json")
     assert set(claim) == KEYS
     assert claim["verdict"] == "pass"
@@ -105,29 +105,29 @@ def test_run_writes_claims_result_and_figures(toys, tmp_path, capsys):
 
 
 def test_quick_is_a_starting_point_that_flags_override(toys, tmp_path):
-    _cli.main(["run", "right", "--quick", "--out", str(tmp_path / "a")])
-    _cli.main(["run", "right", "--quick", "--size", "5", "--out", str(tmp_path / "b")])
-    _cli.main(["run", "right", "--out", str(tmp_path / "c")])
+    cli.main(["run", "right", "--quick", "--out", str(tmp_path / "a")])
+    cli.main(["run", "right", "--quick", "--size", "5", "--out", str(tmp_path / "b")])
+    cli.main(["run", "right", "--out", str(tmp_path / "c")])
     assert [config.size for config in toys.right.calls] == [10, 5, 100]
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_does_not(toys, tmp_path):
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
-        _cli.main(["run", "right", "--spread", "1", "--seed", seed, "--out", str(tmp_path / name)])
+        cli.main(["run", "right", "--spread", "1", "--seed", seed, "--out", str(tmp_path / name)])
     a, b, c = (read(tmp_path / name / "result.json")["result"]["draws"] for name in "abc")
     assert a == b
     assert a != c
 
 
 def test_a_failed_claim_is_an_error_only_under_strict(toys, tmp_path):
-    assert _cli.main(["run", "wrong", "--out", str(tmp_path)]) == 0
+    assert cli.main(["run", "wrong", "--out", str(tmp_path)]) == 0
     assert read(tmp_path / "claims.json")[0]["verdict"] == "fail"
-    assert _cli.main(["run", "wrong", "--strict", "--out", str(tmp_path)]) == 1
-    assert _cli.main(["run", "right", "--strict", "--out", str(tmp_path)]) == 0
+    assert cli.main(["run", "wrong", "--strict", "--out", str(tmp_path)]) == 1
+    assert cli.main(["run", "right", "--strict", "--out", str(tmp_path)]) == 0
 
 
 def test_list_names_every_experiment(toys, capsys):
-    assert _cli.main(["list"]) == 0
+    assert cli.main(["list"]) == 0
     printed = capsys.readouterr().out
     assert "The right experiment." in printed
     assert "wrong" in printed
@@ -148,7 +148,7 @@ def test_list_names_every_experiment(toys, capsys):
 )
 def test_mistakes_are_named_without_a_traceback(toys, tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
-    assert _cli.main(arguments) == 2
+    assert cli.main(arguments) == 2
     printed = capsys.readouterr()
     for word in words:
         assert word in printed.out + printed.err
@@ -158,7 +158,7 @@ def test_mistakes_are_named_without_a_traceback(toys, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize("command", [["run", "right"], ["report"]])
 def test_a_folder_that_cannot_be_written_to(toys, tmp_path, capsys, command):
     (tmp_path / "file").write_text("in the way")
-    assert _cli.main([*command, "--out", str(tmp_path / "file" / "out")]) == 2
+    assert cli.main([*command, "--out", str(tmp_path / "file" / "out")]) == 2
     printed = capsys.readouterr()
     assert "--out" in printed.err
     assert "Traceback" not in printed.out + printed.err
@@ -166,14 +166,14 @@ def test_a_folder_that_cannot_be_written_to(toys, tmp_path, capsys, command):
 
 
 def test_help_shows_the_fields_docstrings(toys, capsys):
-    assert _cli.main(["run", "right", "--help"]) == 0
+    assert cli.main(["run", "right", "--help"]) == 0
     printed = capsys.readouterr().out
     for words in ("Number of draws", "--quick", "--strict", "--out"):
         assert words in printed
 
 
 def test_report_gathers_everything_in_one_page(toys, tmp_path):
-    assert _cli.main(["report", "--quick", "--out", str(tmp_path)]) == 0
+    assert cli.main(["report", "--quick", "--out", str(tmp_path)]) == 0
     document = read(tmp_path / "report.json")
     assert [entry["name"] for entry in document["experiments"]] == ["right", "wrong"]
     assert [entry["claims"][0]["verdict"] for entry in document["experiments"]] == ["pass", "fail"]
@@ -190,10 +190,10 @@ def test_report_gathers_everything_in_one_page(toys, tmp_path):
 
 def test_report_keeps_complete_runs_of_the_same_settings(toys, tmp_path):
     for arguments, runs in (([], 1), ([], 1), (["--fresh"], 2), (["--quick"], 3), (["--quick"], 3)):
-        _cli.main(["report", *arguments, "--out", str(tmp_path)])
+        cli.main(["report", *arguments, "--out", str(tmp_path)])
         assert len(toys.right.calls) == runs
     (tmp_path / "right" / "claims.json").unlink()
-    _cli.main(["report", "--quick", "--out", str(tmp_path)])
+    cli.main(["report", "--quick", "--out", str(tmp_path)])
     assert len(toys.right.calls) == 4
     assert len(toys.wrong.calls) == 3
 
@@ -203,7 +203,7 @@ def test_report_survives_a_broken_experiment(toys, tmp_path, monkeypatch):
         raise RuntimeError("the disk is on fire")
 
     monkeypatch.setattr(toys.right, "run", broken)
-    assert _cli.main(["report", "--out", str(tmp_path)]) == 1
+    assert cli.main(["report", "--out", str(tmp_path)]) == 1
     assert "the disk is on fire" in (tmp_path / "report.html").read_text()
     document = read(tmp_path / "report.json")
     assert "the disk is on fire" in document["experiments"][0]["error"]
@@ -215,6 +215,6 @@ def test_an_interrupt_ends_quietly(toys, tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(toys.right, "run", interrupted)
-    assert _cli.main(["run", "right", "--out", str(tmp_path)]) == 130
+    assert cli.main(["run", "right", "--out", str(tmp_path)]) == 130
     assert "Interrupted" in capsys.readouterr().out
     assert not (tmp_path / "claims.json").exists()

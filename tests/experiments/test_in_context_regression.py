@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import in_context_regression as experiment
-from experiments._context import Context, UsageError, new_progress
-from experiments._regression_measures import excess_of
+from experiments.framework.context import Context, UsageError, new_progress
+from experiments.in_context_regression.measures import excess_of
 
 
 def run_in(folder, config):

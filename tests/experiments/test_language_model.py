@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _lm_model as lm
-from experiments import _lm_training as training
-from experiments import _text
 from experiments import language_model as experiment
-from experiments._context import Context, UsageError, new_progress
+from experiments.framework.context import Context, UsageError, new_progress
+from experiments.language_model import corpus as corpora
+from experiments.language_model import model as lm
+from experiments.language_model import training
+from experiments.language_model.verdicts import difference, mean_growth, strongest_growth
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY: dict[str, Any] = dict(
@@ -45,25 +46,25 @@ def context(out, **options):
 
 def test_split_is_by_file_and_depends_on_names_only(texts, tmp_path):
     texts = Path(shutil.copytree(texts, tmp_path / "texts"))
-    corpus = _text.load((texts,), held_out_bytes=3_000)
+    corpus = corpora.load((texts,), held_out_bytes=3_000)
     files = {path.name: path.read_bytes() for path in texts.iterdir()}
     assert all(files[name] == content for name, content in zip(corpus.names, corpus.held_out, strict=True))
     kept = b"".join(b"\0" + files[name] for name in sorted(files) if name not in corpus.names)
     assert corpus.train.tobytes() == kept
     next(texts.glob("*")).write_text("changed " * 500)
-    assert _text.load((texts,), held_out_bytes=3_000).names == corpus.names
+    assert corpora.load((texts,), held_out_bytes=3_000).names == corpus.names
 
 
 def test_one_file_is_cut(texts, tmp_path):
     whole = b"".join(path.read_bytes() for path in sorted(texts.iterdir()))
     (tmp_path / "whole").write_bytes(whole)
-    corpus = _text.load((tmp_path / "whole",), held_out_bytes=1)
+    corpus = corpora.load((tmp_path / "whole",), held_out_bytes=1)
     assert corpus.train.tobytes() == b"\0" + whole[: len(whole) * 9 // 10]
     assert b"".join(corpus.held_out) == whole[len(whole) * 9 // 10 :]
 
 
 def test_the_standard_library_is_found():
-    corpus = _text.load((), held_out_bytes=50_000)
+    corpus = corpora.load((), held_out_bytes=50_000)
     assert len(corpus.train) > 1_000_000
     assert sum(map(len, corpus.held_out)) >= 50_000
     assert not any("test/" in name or "site-packages" in name for name in corpus.names)
@@ -75,29 +76,29 @@ def test_text_that_is_not_there_is_named(tmp_path, content):
     if content is not None:
         path.write_text(content)
     with pytest.raises(UsageError, match="absent.txt"):
-        _text.load((path,), held_out_bytes=100)
+        corpora.load((path,), held_out_bytes=100)
 
 
 def test_baselines():
     train = np.frombuffer(b"\0" + b"ab" * 5_000 + b"c", np.uint8)
     held_out = (b"abab" * 10, b"cc")
     unigram = (np.bincount(train, minlength=256) + 1) / (len(train) + 256)
-    np.testing.assert_allclose(_text.unigram_bits(train, held_out)[1], -2 * np.log2(unigram[ord("c")]))
-    assert _text.bigram_bits(train, held_out)[0] < 10 + 0.1 * 39  # a after b after a: nearly certain
-    assert _text.gzip_bits(held_out).sum() == 8 * len(gzip.compress(b"".join(held_out), 9))
+    np.testing.assert_allclose(corpora.unigram_bits(train, held_out)[1], -2 * np.log2(unigram[ord("c")]))
+    assert corpora.bigram_bits(train, held_out)[0] < 10 + 0.1 * 39  # a after b after a: nearly certain
+    assert corpora.gzip_bits(held_out).sum() == 8 * len(gzip.compress(b"".join(held_out), 9))
 
 
 def test_bigram_is_a_distribution():
     train = np.random.default_rng(0).integers(0, 256, 3_000).astype(np.uint8)
-    probabilities = [2 ** -_text.bigram_bits(train, (bytes([65, b]),))[0] for b in range(256)]
-    first = 2 ** -_text.bigram_bits(train, (bytes([65]),))[0]
+    probabilities = [2 ** -corpora.bigram_bits(train, (bytes([65, b]),))[0] for b in range(256)]
+    first = 2 ** -corpora.bigram_bits(train, (bytes([65]),))[0]
     np.testing.assert_allclose(sum(probabilities), first, rtol=1e-9)
 
 
 def test_every_attention_has_a_normalizer_and_a_gradient(texts):
     assert set(get_args(lm.Attention)) == set(lm._NORMALIZERS)
     config = experiment.Config(**TINY, steps=1)
-    batch = training.fixed_batch(_text.load((texts,), held_out_bytes=2_000), config)
+    batch = training.fixed_batch(corpora.load((texts,), held_out_bytes=2_000), config)
     for name in get_args(lm.Attention):
         parts = lm.build(config, name)
         loss = lambda p, parts=parts: lm.nats(parts.model(p)(lm.inputs(batch)), batch).mean()
@@ -135,7 +136,7 @@ def test_every_byte_counts_once(texts):
 
 def test_measured_shares_are_means_of_weights(texts):
     config = experiment.Config(**TINY)
-    batch = training.fixed_batch(_text.load((texts,), held_out_bytes=2_000), config)
+    batch = training.fixed_batch(corpora.load((texts,), held_out_bytes=2_000), config)
     for name in ("softmax", "sigmoid"):
         parts = lm.build(config, name)
         found = lm.measure(parts.model(parts.params), batch)
@@ -183,7 +184,7 @@ def test_interval_of_a_clear_win_excludes_zero(texts, tmp_path):
     config = experiment.Config(**TINY, text=(texts,), steps=1, compare="none")
     result = experiment.run(config, context(tmp_path / "out"))
     course = result.courses[0]._replace(file_bits=0.5 * result.baseline_bits["gzip"])
-    measured, (low, high) = experiment.difference(result, course, "gzip")
+    measured, (low, high) = difference(result, course, "gzip")
     assert low <= measured <= high < 0
     assert measured == pytest.approx(-0.5 * result.baselines["gzip"])
 
@@ -192,9 +193,9 @@ def test_the_windows_that_choose_a_head_do_not_measure_it():
     values = np.zeros((2, 2, 2, 6))  # measurements, layers, heads, windows
     values[-1, 0, 1] = [0.2, 0.1, 0.2, 0.1, 0.2, 0.1]
     values[-1, 1, 0] = [0.0, 0.9, 0.0, 0.9, 0.0, 0.9]
-    measured, (low, high) = experiment.strongest_growth(values)
+    measured, (low, high) = strongest_growth(values)
     assert (measured, low, high) == pytest.approx((0.1, 0.1, 0.1))
-    assert experiment.mean_growth(values)[0] == pytest.approx((0.15 + 0.45) / 4)
+    assert mean_growth(values)[0] == pytest.approx((0.15 + 0.45) / 4)
 
 
 @pytest.mark.parametrize(

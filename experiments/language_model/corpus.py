@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments._context import UsageError
+from experiments.framework.context import UsageError
 
 START = 0  # the byte that precedes every file and every context window; it does not occur in text
 SMALLEST, LARGEST = 1_000, 32_000  # bytes of a file that may be held out

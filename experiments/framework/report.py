@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from experiments._record import Record, device, versions
+from experiments.framework.record import Record, device, versions
 
 
 class Entry(NamedTuple):
@@ -44,7 +44,7 @@ def write_report(entries: list[Entry], *, out: Path, command: str) -> Path:
     )
     environment.filters["number"] = lambda value: "not finite" if value is None else f"{value:.5g}"
     figures = {entry.name: _inline_figures(entry.record) for entry in entries if entry.record}
-    page = environment.get_template("_report.html.jinja").render(
+    page = environment.get_template("report.html.jinja").render(
         **document, figures=figures, tally=_tally(document["experiments"])
     )
     (out / "report.html").write_text(page, encoding="utf-8")

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from experiments import _plotting
-from experiments._context import Context, UsageError, new_progress
-from experiments._registry import EXPERIMENTS
+from experiments.framework import plotting
+from experiments.framework.context import Context, UsageError, new_progress
+from experiments.registry import EXPERIMENTS
 
 MAX_WRITTEN_ENTRIES = 2000  # larger arrays are summarized in result.json
 _PACKAGES = ("attnjax", "jax", "jaxlib", "numpy", "scipy", "diffrax", "flax", "optax", "orbax-checkpoint", "matplotlib")
@@ -78,7 +78,7 @@ def execute(name: str, config: Any, *, out: Path, quick: bool, command: str, con
         result = experiment.run(config, context)
     ran = time.perf_counter()
     claims = [claim.as_dict() for claim in experiment.claims(result)]
-    figures = _plotting.save(experiment.plot(result), out)
+    figures = plotting.save(experiment.plot(result), out)
     document = {
         **identity(name, config),
         "quick": quick,

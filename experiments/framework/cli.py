@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from experiments._context import UsageError
-from experiments._record import Record, execute, finished, prepare_folder
-from experiments._registry import EXPERIMENTS
-from experiments._report import Entry, write_report
+from experiments.framework.context import UsageError
+from experiments.framework.record import Record, execute, finished, prepare_folder
+from experiments.framework.report import Entry, write_report
+from experiments.registry import EXPERIMENTS
 
 
 @dataclasses.dataclass(frozen=True)

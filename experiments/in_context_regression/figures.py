@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attnjax.dynamics import linear_attention_theory as theory
-from experiments import _plotting
-from experiments._regression_settings import ANISOTROPIC, ISOTROPIC, SETTINGS, Result, closed_form
-from experiments._statistics import Estimate, mean_over_seeds
+from experiments.framework import plotting
+from experiments.framework.statistics import Estimate, mean_over_seeds
+from experiments.in_context_regression.settings import ANISOTROPIC, ISOTROPIC, SETTINGS, Result, closed_form
 
 
 def plot(result: Result) -> dict[str, Figure]:
@@ -31,46 +31,46 @@ def plot(result: Result) -> dict[str, Figure]:
 
 def plot_loss(result: Result) -> Figure:
     """Test loss of SGD over gradient flow's, one panel per setting."""
-    figure, panels = _plotting.new_figure(3, width=4.6)
+    figure, panels = plotting.new_figure(3, width=4.6)
     for index, axes in enumerate(panels):
         setting = result.settings[index]
         least = float(theory.minimal_loss(setting.task))
         axes.axhline(least, color="gray", linestyle=":", label=f"least possible, {least:.3f}")
-        _plotting.theory(axes, setting.times, setting.risks / 2, label="gradient flow (theory)")
+        plotting.theory(axes, setting.times, setting.risks / 2, label="gradient flow (theory)")
         losses = mean_over_seeds(result.sgd.risks[index] / 2)
         draw(axes, result.sgd.times[index, result.sgd.checkpoints], losses, f"SGD, {result.config.seeds} seeds, 95%")
         axes.set_ylim(bottom=0)
-        _plotting.label(axes, "time: sum of the learning rates", "loss: half squared error", SETTINGS[index])
+        plotting.label(axes, "time: sum of the learning rates", "loss: half squared error", SETTINGS[index])
     return figure
 
 
 def plot_rise(result: Result) -> Figure:
     """The isotropic product over time: logistic closed form through SGD's points."""
-    figure, axes = _plotting.new_figure()
+    figure, axes = plotting.new_figure()
     setting, sgd = result.settings[ISOTROPIC], result.sgd
-    _plotting.theory(axes, setting.times, closed_form(result.config, setting.times), label="closed form")
+    plotting.theory(axes, setting.times, closed_form(result.config, setting.times), label="closed form")
     products = mean_over_seeds(sgd.products[ISOTROPIC][:, sgd.checkpoints])
     draw(axes, sgd.times[ISOTROPIC, sgd.checkpoints], products, "SGD, mean and 95%")
-    _plotting.label(axes, "time: sum of the learning rates", "product of the blocks, tr(w u) / D", "one abrupt rise")
+    plotting.label(axes, "time: sum of the learning rates", "product of the blocks, tr(w u) / D", "one abrupt rise")
     return figure
 
 
 def plot_lengths(result: Result) -> Figure:
     """Risk by test length, theory through the points."""
-    figure, axes = _plotting.new_figure()
+    figure, axes = plotting.new_figure()
     setting, sgd = result.settings[ANISOTROPIC], result.sgd
     grid = np.geomspace(min(sgd.lengths) * 0.8, max(sgd.lengths) * 1.25, 200)
     at = jax.vmap(lambda length: theory.risk(setting.product, setting.task._replace(length=length)))
-    _plotting.theory(axes, grid, np.asarray(at(jnp.asarray(grid))), label="closed form")
+    plotting.theory(axes, grid, np.asarray(at(jnp.asarray(grid))), label="closed form")
     draw(axes, np.asarray(sgd.lengths), mean_over_seeds(sgd.risks_by_length[ANISOTROPIC]), "SGD, mean and 95%")
     axes.axvline(result.config.length, color="gray", linestyle=":", label="training length")
     axes.set_xscale("log")
     axes.set_xticks(sgd.lengths, labels=[str(length) for length in sgd.lengths])
     axes.minorticks_off()
-    _plotting.label(axes, "labeled examples in the test prompt", "test risk: squared error", "anisotropic")
+    plotting.label(axes, "labeled examples in the test prompt", "test risk: squared error", "anisotropic")
     return figure
 
 
 def draw(axes: Axes, x: np.ndarray, estimate: Estimate, label: str) -> None:
     """Measured points with their interval."""
-    _plotting.measured(axes, x, estimate.mean, low=estimate.low, high=estimate.high, label=label)
+    plotting.measured(axes, x, estimate.mean, low=estimate.low, high=estimate.high, label=label)

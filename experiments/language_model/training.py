@@ -18,9 +18,9 @@ import optax
 import orbax.checkpoint as ocp
 from jaxtyping import Array, Int
 
-from experiments import _lm_model as lm
-from experiments._context import Context, UsageError
-from experiments._text import START, Corpus
+from experiments.framework.context import Context, UsageError
+from experiments.language_model import model as lm
+from experiments.language_model.corpus import START, Corpus
 
 NOTE_EVERY = 10  # steps between two looks at the loss
 

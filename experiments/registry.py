@@ -3,8 +3,8 @@
 from typing import Any, Protocol
 
 from experiments import in_context_regression, language_model
-from experiments._claim import Claim
-from experiments._context import Context
+from experiments.framework.claim import Claim
+from experiments.framework.context import Context
 
 
 class Experiment(Protocol):

@@ -10,8 +10,16 @@ import numpy as np
 from attnjax.dynamics import linear_attention
 from attnjax.dynamics import linear_attention_theory as theory
 from attnjax.tasks import geometric_spectrum, random_rotation, rotated
-from experiments._gradient_flow import POINTS, curvatures, descend, follow, losses_along, time_to_converge, time_to_risk
-from experiments._sgd_ensemble import Trained, decay, flow_time
+from experiments.in_context_regression.flow import (
+    POINTS,
+    curvatures,
+    descend,
+    follow,
+    losses_along,
+    time_to_converge,
+    time_to_risk,
+)
+from experiments.in_context_regression.sgd import Trained, decay, flow_time
 
 SETTINGS = ("isotropic", "anisotropic", "noisy")
 ISOTROPIC, ANISOTROPIC, NOISY = range(3)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.dynamics import linear_attention_theory as theory
-from experiments._regression_settings import ANISOTROPIC, ISOTROPIC, Result, closed_form
-from experiments._statistics import mean_over_seeds
+from experiments.framework.statistics import mean_over_seeds
+from experiments.in_context_regression.settings import ANISOTROPIC, ISOTROPIC, Result, closed_form
 
 
 def excess_of(result: Result, index: int) -> float:

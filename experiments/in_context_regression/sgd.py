@@ -8,7 +8,7 @@ import numpy as np
 
 from attnjax.dynamics import linear_attention
 from attnjax.tasks import linear_regression
-from experiments._context import Context
+from experiments.framework.context import Context
 
 TEST_CHUNK = 1024  # prompts in memory at a time, per setting and seed
 

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from attnjax import masks, normalizers, scores, statistics
 from attnjax.nn import TransformerLM
-from experiments._context import UsageError
-from experiments._text import START
+from experiments.framework.context import UsageError
+from experiments.language_model.corpus import START
 
 Attention = Literal[
     "softmax",

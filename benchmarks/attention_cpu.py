@@ -84,7 +84,7 @@ QUICK = {
     "window_length": 192,
     "window": 16,
     "crossover_lengths": (16, 32),
-    "crossover_heads": (2, 4),
+    "crossover_heads": (2,),
     "map_length": 4096,
     "cache_lengths": (64, 128),
 }

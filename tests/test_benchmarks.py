@@ -18,63 +18,36 @@ TINY = dataclasses.replace(Config(), **QUICK)
 
 def test_the_command_writes_its_figures(tmp_path):
     out = tmp_path / "figures" / "attention.json"
-    command = [
-        sys.executable,
-        "benchmarks/attention_cpu.py",
-        "--quick",
-        "--only",
-        "block-map",
-        "decoding",
-        "--out",
-        out,
-    ]
+    command = [sys.executable, "benchmarks/attention_cpu.py", "--quick", "--only", "block-map", "--out", out]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, env=None)
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
-    assert set(report["sections"]) == {"block-map", "decoding"}
+    assert set(report["sections"]) == {"block-map"}
     assert report["versions"]["jax"]
     assert report["machine"]["cores"] >= 1
     assert "--quick" in report["command"]
-    assert "multi-query" in done.stdout
+    assert "segments" in done.stdout
 
 
-def test_speed():
-    found = attention_cpu.speed(TINY)
+def test_every_section():
+    found = attention_cpu.main(dataclasses.replace(TINY, window_length=1024))["sections"]
     for kind in ("causal", "full"):
         for part in ("forward", "forward+backward"):
-            assert {"attnjax blocks", "jax.nn"} <= set(found[f"{kind}, {part}"]["ms"])
-            assert found[f"{kind}, {part}"]["ratio_to_first"]["attnjax blocks"] == 1
-
-
-def test_window():
-    found = attention_cpu.window(dataclasses.replace(TINY, window_length=1024))
-    same = found["tiles of 256 x 256"]
+            assert {"attnjax blocks", "jax.nn"} <= set(found["speed"][f"{kind}, {part}"]["ms"])
+            assert found["speed"][f"{kind}, {part}"]["ratio_to_first"]["attnjax blocks"] == 1
+    same = found["window"]["tiles of 256 x 256"]
     assert same["tiles_visited"] == {"window": 2 * 7, "causal": 2 * 10}
     assert same["ratio_of_visited_entries"] == pytest.approx(10 / 7)
-
-
-def test_crossover():
-    rows = attention_cpu.crossover(TINY)
-    assert [(row["batch_times_heads"], row["length"]) for row in rows] == [(2, 16), (2, 32), (4, 16), (4, 32)]
-    assert set(rows[0]["forward+backward"]["ms"]) == {"dense", "blocks"}
-
-
-def test_block_map():
-    for one in attention_cpu.map_of(TINY).values():
+    assert [(row["batch_times_heads"], row["length"]) for row in found["crossover"]] == [(2, 16), (2, 32)]
+    assert set(found["crossover"][0]["forward+backward"]["ms"]) == {"dense", "blocks"}
+    for one in found["block-map"].values():
         assert 0 < one["tiles_visited"] < one["tiles"]
         assert one["temporary_bytes"] > 0
-
-
-def test_decoding():
-    for row in attention_cpu.decoding(TINY):
+    for row in found["decoding"]:
         assert row["cache_bytes"]["multi-head"] == TINY.heads * row["cache_bytes"]["multi-query"]
         assert row["ms"].keys() == row["cache_bytes"].keys()
-
-
-def test_tables_hold_every_measurement():
-    for section in ("crossover", "block-map"):
-        table = attention_cpu.table_of(section, attention_cpu.RUN[section](TINY))
-        assert table.row_count == {"crossover": 16, "block-map": 2}[section]
+    rows = {section: attention_cpu.table_of(section, one).row_count for section, one in found.items()}
+    assert (rows["crossover"], rows["block-map"], rows["window"]) == (8, 2, 4)
 
 
 def test_wrong_values_are_not_timed(monkeypatch):

@@ -18,3 +18,15 @@ from attnjax.tasks._linear_regression import (
 from attnjax.tasks._linear_regression import (
     rotated as rotated,
 )
+from attnjax.tasks._token_classes import (
+    Sequences as Sequences,
+)
+from attnjax.tasks._token_classes import (
+    TokenClasses as TokenClasses,
+)
+from attnjax.tasks._token_classes import (
+    sequences as sequences,
+)
+from attnjax.tasks._token_classes import (
+    token_classes as token_classes,
+)

@@ -45,9 +45,9 @@ def assert_every_claim_holds(result):
 def test_every_claim_holds_and_a_wrong_theory_fails(run):
     """The claims see it when the training prompts are not the ones that theory is told of."""
     # Another dimension, length, covariance and seed than the defaults.
-    result = run(dataclasses.replace(QUICK, dimension=3, length=50, condition_number=1.5, seed=5))
+    result = run(dataclasses.replace(QUICK, dimension=3, length=25, condition_number=1.5, seed=5))
     assert_every_claim_holds(result)
-    told = tuple(setting._replace(task=setting.task._replace(length=20)) for setting in result.settings)
+    told = tuple(setting._replace(task=setting.task._replace(length=10)) for setting in result.settings)
     wrong = [claim for claim in experiment.claims(result._replace(settings=told)) if claim.verdict == "fail"]
     expected = {"flow-corner", "flow-block", "flow-minimal-loss", "sgd-reaches-least-risk"}
     assert expected <= {claim.id for claim in wrong}
@@ -66,21 +66,16 @@ def test_every_claim_holds_elsewhere(run, change):
     assert_every_claim_holds(run(dataclasses.replace(QUICK, **change)))
 
 
-def test_a_large_start_is_outside_the_theorem(run):
-    result = run(dataclasses.replace(QUICK, dimension=3, init_scale=0.9, steps=8, seeds=2, test_prompts=1024))
-    verdicts = {claim.id: claim.verdict for claim in experiment.claims(result)}
-    for name in ("flow-corner", "sgd-reaches-least-risk", "sgd-half-time"):
-        assert verdicts[name] == "assumption-not-met"
-
-
-def test_a_run_cut_short_claims_no_limit(run):
-    result = run(dataclasses.replace(QUICK, dimension=3, learning_rate=0.01, steps=8, seeds=2, test_prompts=1024))
-    verdicts = {claim.id: claim.verdict for claim in experiment.claims(result)}
-    for name in ("sgd-reaches-least-risk", "sgd-half-time"):
-        assert verdicts[name] == "assumption-not-met"
-    assert result.sgd.times.shape == (3, 8)
-    np.testing.assert_allclose(result.sgd.times[:, -1], 0.01 * 4.5)
-    assert set(experiment.plot(result)) == {"loss_over_time", "abrupt_rise", "risk_by_length"}
+def test_outside_the_theorem_nothing_is_claimed(run):
+    small = dataclasses.replace(QUICK, dimension=3, steps=8, seeds=2, test_prompts=1024)
+    unmet = lambda result: {c.id for c in experiment.claims(result) if c.verdict == "assumption-not-met"}
+    large_start = run(dataclasses.replace(small, init_scale=0.9))
+    assert {"flow-corner", "sgd-reaches-least-risk", "sgd-half-time"} <= unmet(large_start)
+    cut_short = run(dataclasses.replace(small, learning_rate=0.01))
+    assert {"sgd-reaches-least-risk", "sgd-half-time"} <= unmet(cut_short)
+    assert "flow-corner" not in unmet(cut_short)
+    assert cut_short.sgd.times.shape == (3, 8)
+    np.testing.assert_allclose(cut_short.sgd.times[:, -1], 0.01 * 4.5)
 
 
 @pytest.mark.parametrize(

@@ -450,9 +450,10 @@ def main(config: Config) -> dict[str, Any]:
     for section in config.only:
         report["sections"][section] = RUN[section](config)
         console.print(table_of(section, report["sections"][section]))
+        if config.out is not None:  # after each, so that one cut short keeps what it has
+            config.out.parent.mkdir(parents=True, exist_ok=True)
+            config.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         console.print(f"figures: {config.out}")
     return report
 

@@ -75,17 +75,10 @@ REDUCTIONS = {
 }  # fmt: skip
 
 
-@functools.cache
-def maps() -> dict:
-    """The attention maps of both sides of every claim, from one compilation."""
-    q, k, _ = qkv()
-    both = lambda q, k: {claim: [attention_weights(q, k, **side) for side in REDUCTIONS[claim]] for claim in REDUCTIONS}
-    return jax.jit(both)(q, k)
-
-
 @pytest.mark.parametrize("claim", REDUCTIONS)
 def test_reduction(claim):
-    assert_close(*maps()[claim])
+    q, k, _ = qkv()
+    assert_close(*(attention_weights(q, k, **side) for side in REDUCTIONS[claim]))
 
 
 def test_gradients_at_the_ends_of_the_scale():

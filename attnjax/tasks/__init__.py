@@ -18,6 +18,15 @@ from attnjax.tasks._linear_regression import (
 from attnjax.tasks._linear_regression import (
     rotated as rotated,
 )
+from attnjax.tasks._linear_sequences import (
+    InitialLaw as InitialLaw,
+)
+from attnjax.tasks._linear_sequences import (
+    initial_states as initial_states,
+)
+from attnjax.tasks._linear_sequences import (
+    linear_sequences as linear_sequences,
+)
 from attnjax.tasks._token_classes import (
     Sequences as Sequences,
 )

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
+from experiments.framework.statistics import Estimate
+
 COLORS = ("#2563eb", "#d9480f", "#2b8a3e", "#862e9c", "#0b7285", "#a61e4d")  # distinguishable on white, also in print
 
 _STYLE: dict[Any, Any] = {
@@ -51,6 +53,11 @@ def measured(
     axes.errorbar(
         x, y, yerr=errors, fmt="o", markersize=4.5, capsize=2.5, linewidth=1.2, color=color, label=label, zorder=3
     )
+
+
+def estimated(axes: Axes, x: np.ndarray, estimate: Estimate, label: str, color: str = COLORS[1]) -> None:
+    """Means over seeds with their confidence interval."""
+    measured(axes, x, estimate.mean, low=estimate.low, high=estimate.high, label=label, color=color)
 
 
 def label(axes: Axes, x: str, y: str, title: str = "") -> None:

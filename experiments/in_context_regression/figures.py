@@ -3,12 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attnjax.dynamics import linear_attention_theory as theory
 from experiments.framework import plotting
-from experiments.framework.statistics import Estimate, mean_over_seeds
+from experiments.framework.statistics import mean_over_seeds
 from experiments.in_context_regression.settings import ANISOTROPIC, ISOTROPIC, SETTINGS, Result, closed_form
 
 
@@ -38,7 +37,9 @@ def plot_loss(result: Result) -> Figure:
         axes.axhline(least, color="gray", linestyle=":", label=f"least possible, {least:.3f}")
         plotting.theory(axes, setting.times, setting.risks / 2, label="gradient flow (theory)")
         losses = mean_over_seeds(result.sgd.risks[index] / 2)
-        draw(axes, result.sgd.times[index, result.sgd.checkpoints], losses, f"SGD, {result.config.seeds} seeds, 95%")
+        plotting.estimated(
+            axes, result.sgd.times[index, result.sgd.checkpoints], losses, f"SGD, {result.config.seeds} seeds, 95%"
+        )
         axes.set_ylim(bottom=0)
         plotting.label(axes, "time: sum of the learning rates", "loss: half squared error", SETTINGS[index])
     return figure
@@ -50,7 +51,7 @@ def plot_rise(result: Result) -> Figure:
     setting, sgd = result.settings[ISOTROPIC], result.sgd
     plotting.theory(axes, setting.times, closed_form(result.config, setting.times), label="closed form")
     products = mean_over_seeds(sgd.products[ISOTROPIC][:, sgd.checkpoints])
-    draw(axes, sgd.times[ISOTROPIC, sgd.checkpoints], products, "SGD, mean and 95%")
+    plotting.estimated(axes, sgd.times[ISOTROPIC, sgd.checkpoints], products, "SGD, mean and 95%")
     plotting.label(axes, "time: sum of the learning rates", "product of the blocks, tr(w u) / D", "one abrupt rise")
     return figure
 
@@ -62,15 +63,12 @@ def plot_lengths(result: Result) -> Figure:
     grid = np.geomspace(min(sgd.lengths) * 0.8, max(sgd.lengths) * 1.25, 200)
     at = jax.vmap(lambda length: theory.risk(setting.product, setting.task._replace(length=length)))
     plotting.theory(axes, grid, np.asarray(at(jnp.asarray(grid))), label="closed form")
-    draw(axes, np.asarray(sgd.lengths), mean_over_seeds(sgd.risks_by_length[ANISOTROPIC]), "SGD, mean and 95%")
+    plotting.estimated(
+        axes, np.asarray(sgd.lengths), mean_over_seeds(sgd.risks_by_length[ANISOTROPIC]), "SGD, mean and 95%"
+    )
     axes.axvline(result.config.length, color="gray", linestyle=":", label="training length")
     axes.set_xscale("log")
     axes.set_xticks(sgd.lengths, labels=[str(length) for length in sgd.lengths])
     axes.minorticks_off()
     plotting.label(axes, "labeled examples in the test prompt", "test risk: squared error", "anisotropic")
     return figure
-
-
-def draw(axes: Axes, x: np.ndarray, estimate: Estimate, label: str) -> None:
-    """Measured points with their interval."""
-    plotting.measured(axes, x, estimate.mean, low=estimate.low, high=estimate.high, label=label)

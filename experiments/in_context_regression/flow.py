@@ -2,22 +2,20 @@
 
 import math
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from attnjax.dynamics import linear_attention_theory as theory
+from experiments.framework.flows import integrate
 
 POINTS = 401  # along every path: one shape, one compilation
 
 
 @jax.jit
 def follow(start: theory.Blocks, task: theory.Task, times: jax.Array) -> theory.Blocks:
-    """The blocks along gradient flow, by an explicit Runge-Kutta method of order 8 with adaptive steps.
-
-    Call it under `jax.enable_x64(True)`: the tolerances, 1e-10 relative, are beyond float32.
+    """The blocks along gradient flow; call it under `jax.enable_x64(True)`.
 
     Args:
         start: Blocks at time 0.
@@ -27,20 +25,7 @@ def follow(start: theory.Blocks, task: theory.Task, times: jax.Array) -> theory.
     Returns:
         Blocks with a leading axis K.
     """
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, at, task: theory.flow(at, task)),
-        diffrax.Dopri8(),
-        t0=times[0],
-        t1=times[-1],
-        dt0=None,
-        y0=start,
-        args=task,
-        saveat=diffrax.SaveAt(ts=times),
-        stepsize_controller=diffrax.PIDController(rtol=1e-10, atol=1e-12),
-        max_steps=None,
-    )
-    assert solution.ys is not None
-    return solution.ys
+    return integrate(lambda t, at: theory.flow(at, task), start, times)
 
 
 @jax.jit

@@ -10,6 +10,7 @@ import numpy as np
 from attnjax.dynamics import linear_attention
 from attnjax.dynamics import linear_attention_theory as theory
 from attnjax.tasks import geometric_spectrum, random_rotation, rotated
+from experiments.framework.flows import decay, flow_time
 from experiments.in_context_regression.flow import (
     POINTS,
     curvatures,
@@ -19,7 +20,7 @@ from experiments.in_context_regression.flow import (
     time_to_converge,
     time_to_risk,
 )
-from experiments.in_context_regression.sgd import Trained, decay, flow_time
+from experiments.in_context_regression.sgd import Trained
 
 SETTINGS = ("isotropic", "anisotropic", "noisy")
 ISOTROPIC, ANISOTROPIC, NOISY = range(3)

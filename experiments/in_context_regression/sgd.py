@@ -9,6 +9,7 @@ import numpy as np
 from attnjax.dynamics import linear_attention
 from attnjax.tasks import linear_regression
 from experiments.framework.context import Context
+from experiments.framework.flows import decay
 
 TEST_CHUNK = 1024  # prompts in memory at a time, per setting and seed
 
@@ -102,16 +103,6 @@ def train(ensemble: Ensemble, config: Any, steps: int, key: jax.Array, context: 
         lengths=lengths,
         risks_by_length=np.stack(by_length, axis=-1).astype(np.float64),
     )
-
-
-def decay(step: Any, steps: int) -> Any:
-    """Learning rate of a step (the first is 0) over that of the first: it falls linearly to zero after the last."""
-    return 1 - step / steps
-
-
-def flow_time(steps: int) -> float:
-    """Flow time of a whole run of SGD per unit of its first learning rate, the sum of `decay`."""
-    return (steps + 1) / 2
 
 
 def _over_runs(function: Any) -> Any:

@@ -1,0 +1,283 @@
+"""Settings of `softmax_regression`, and the run."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy.optimize import minimize_scalar
+
+from attnjax.dynamics import linear_attention_theory
+from attnjax.dynamics import softmax_attention as layer
+from attnjax.dynamics import softmax_attention_theory as theory
+from attnjax.dynamics.linear_attention_theory import Task
+from attnjax.tasks import Prompts, geometric_spectrum, linear_regression
+from experiments.framework.context import Context, UsageError
+
+CHUNK = 1024  # test prompts in memory at a time, per seed
+PIECES = 20  # of a run, between which the loss is measured
+PAIR = 2  # heads of the anisotropic setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings; the defaults are the paper's but for the number of steps."""
+
+    dimension: int = 5
+    """D, of the inputs."""
+    length: int = 40
+    """L, labeled examples in a training prompt."""
+    noise_variance: float = 0.1
+    """s^2, of the label noise."""
+    heads: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of heads."""
+    condition_number: float = 4.0
+    """Largest over smallest eigenvalue of the anisotropic covariance, whose spectrum is geometric with mean one."""
+    steps: int = 15_000
+    """Steps of Adam."""
+    learning_rate: float = 1e-3
+    """Of Adam's first step; it falls linearly to zero over the last half."""
+    batch: int = 256
+    """Fresh prompts per step and seed."""
+    seeds: int = 3
+    """Independent runs, in one vmap; at least 2."""
+    test_lengths: tuple[int, ...] = (10, 20, 100)
+    """Prompt lengths at which the trained layer is tested, besides its own."""
+    test_prompts: int = 65536
+    """Fresh prompts per seed and risk, rounded up to a multiple of 1024."""
+    seed: int = 0
+    """Root of all randomness."""
+
+    @classmethod
+    def quick(cls) -> "Config":
+        """Small sizes for continuous integration: the same claims in under a minute on two cores."""
+        return cls(heads=(1, 2), steps=5000, seeds=2, test_lengths=(20, 100), test_prompts=32768)
+
+    def check(self) -> None:
+        """Refuse impossible settings.
+
+        Raises:
+            UsageError: Naming the flag, what it was and what it must be.
+        """
+        for name, least in {"dimension": 1, "length": 2, "steps": 1, "batch": 1, "seeds": 2, "test_prompts": 1}.items():
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}.")
+        for name in ("noise_variance", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}.")
+        if not 1 <= self.condition_number < math.inf:
+            raise UsageError(f"--condition-number must be at least 1 (the identity), got {self.condition_number}.")
+        for name, least in {"heads": 1, "test_lengths": 2}.items():
+            values = getattr(self, name)
+            if not values or min(values) < least or len(set(values)) != len(values):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} must be one or more different numbers of at least {least}, "
+                    f"got {values}."
+                )
+
+
+class Setting(NamedTuple):
+    """One number of heads and covariance, trained. R is the number of seeds, H that of heads.
+
+    Attributes:
+        heads: H.
+        task: Distribution of the training prompts.
+        risks: Test risk as training goes on `[R, PIECES]`.
+        kq: KQ circuits at the end `[R, H, E, E]`.
+        ov: OV circuits at the end `[R, H, E]`.
+        lengths: Prompt lengths of what follows, that of training first `[K]`.
+        risks_by_length: Measured `[R, K]`.
+        predicted_by_length: Of heads of the measured strengths and nothing else, isotropic inputs only `[R, K]`.
+    """
+
+    heads: int
+    task: Task
+    risks: np.ndarray
+    kq: np.ndarray
+    ov: np.ndarray
+    lengths: tuple[int, ...]
+    risks_by_length: np.ndarray
+    predicted_by_length: np.ndarray
+
+    @property
+    def omega(self) -> np.ndarray:
+        """Strength of each head's KQ circuit, its mean diagonal entry on the inputs `[R, H]`."""
+        d = self.kq.shape[-1] - 1
+        return np.trace(self.kq[..., :d, :d], axis1=-2, axis2=-1) / d
+
+    @property
+    def mu(self) -> np.ndarray:
+        """What each head's average label counts `[R, H]`."""
+        return self.ov[..., -1]
+
+
+class Optimum(NamedTuple):
+    """Least risk of heads with one strength, and where it is."""
+
+    omega: float
+    mu: float
+    risk: float
+
+
+class Result(NamedTuple):
+    """What the claims and figures are made of.
+
+    Attributes:
+        config: The settings.
+        single: The best of one head.
+        pair: The best of two heads of opposite strengths.
+        ridge: The least risk of any predictor.
+        isotropic: By number of heads.
+        anisotropic: Two heads, inputs with unequal variances.
+    """
+
+    config: Config
+    single: Optimum
+    pair: Optimum
+    ridge: float
+    isotropic: dict[int, Setting]
+    anisotropic: Setting
+
+
+def run(config: Config, context: Context) -> Result:
+    """Find the least risks in float64, then train every number of heads, seeds in one vmap.
+
+    Args:
+        config: Settings.
+        context: Surroundings.
+
+    Returns:
+        The result.
+
+    Raises:
+        UsageError: An impossible setting.
+    """
+    config.check()
+    d = config.dimension
+    optimum_key, train_key, other_key = jax.random.split(context.key, 3)
+    with jax.enable_x64(True):
+        single, pair = (best(config, signs, optimum_key) for signs in ((1.0,), (1.0, -1.0)))
+        ridge = float(theory.ridge_risk(optimum_key, task_of(config, jnp.eye(d))))
+    isotropic = {
+        heads: study(heads, task_of(config, jnp.eye(d)), config, jax.random.fold_in(train_key, heads), context)
+        for heads in config.heads
+    }
+    spectrum = jnp.diag(geometric_spectrum(d, config.condition_number))
+    anisotropic = study(PAIR, task_of(config, spectrum), config, other_key, context)
+    return Result(config, single, pair, ridge, isotropic, anisotropic)
+
+
+def task_of(config: Config, covariance: jax.Array) -> Task:
+    """The training task: a task vector of variance 1 / D in every direction."""
+    d = config.dimension
+    prior = jnp.eye(d, dtype=covariance.dtype) / d
+    return Task(covariance, config.length, prior=prior, noise=math.sqrt(config.noise_variance))
+
+
+def best(config: Config, signs: tuple[float, ...], key: jax.Array) -> Optimum:
+    """The least risk over one strength, each head with its sign, and over all mu; same inputs for every strength."""
+    knobs = {"dimension": config.dimension, "length": config.length, "noise": math.sqrt(config.noise_variance)}
+
+    @jax.jit
+    def at(omega):
+        of = theory.moments(key, omega * jnp.array(signs), **knobs)
+        mu = theory.best_mu(of)
+        return theory.risk(mu, of), mu[0]
+
+    found = minimize_scalar(lambda omega: float(at(omega)[0]), bounds=(0.01, 2.0), method="bounded")
+    risk, mu = at(found.x)
+    return Optimum(float(found.x), float(mu), float(risk))
+
+
+def study(heads: int, task: Task, config: Config, key: jax.Array, context: Context) -> Setting:
+    """Train and test one number of heads."""
+    train_key, init_key, test_key = jax.random.split(key, 3)
+    optimizer = optax.adam(optax.linear_schedule(config.learning_rate, 0.0, config.steps // 2, config.steps // 2))
+    start = functools.partial(layer.init, dimension=config.dimension, heads=heads, optimizer=optimizer)
+    state = jax.vmap(start)(jax.random.split(init_key, config.seeds))
+    keys = jax.random.split(train_key, config.seeds)
+    ends = [config.steps * piece // PIECES for piece in range(PIECES + 1)]
+    risks = []
+    for piece in context.track(range(PIECES), f"Adam, {config.steps} steps of {heads} heads"):
+        steps = ends[piece + 1] - ends[piece]
+        state = _advance(state, keys, task, optimizer, steps, config.batch, config.length)
+        circuits = jax.vmap(layer.circuits)(state.params)
+        risks.append(test(circuits, task, jax.random.fold_in(test_key, piece), config.test_prompts // 8))
+    lengths = (config.length, *(length for length in config.test_lengths if length != config.length))
+    others = [task._replace(length=length) for length in lengths]
+    by_length = [test(circuits, other, jax.random.fold_in(key, other.length), config.test_prompts) for other in others]
+    setting = Setting(
+        heads,
+        jax.tree.map(np.asarray, task),
+        np.stack(risks, axis=-1),
+        np.asarray(circuits.kq, np.float64),
+        np.asarray(circuits.ov, np.float64),
+        lengths,
+        np.stack(by_length, axis=-1),
+        np.empty((config.seeds, 0)),
+    )
+    expected = [_expected(setting.omega, setting.mu, test_key, config, length) for length in lengths]
+    return setting._replace(predicted_by_length=np.stack(expected, axis=-1))
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _advance(state, keys, task, optimizer, steps: int, batch: int, length: int):
+    """`steps` steps of every run."""
+
+    def one(state, key):
+        def step(state, _):
+            fresh = draw(jax.random.fold_in(key, state.step), task, batch, length)
+            return layer.step(state, fresh, optimizer)[0], None
+
+        return jax.lax.scan(step, state, length=steps)[0]
+
+    return jax.vmap(one)(state, keys)
+
+
+def draw(key: jax.Array, task: Task, batch: int, length: int) -> Prompts:
+    """Prompts of a task; `length` is given apart because it is part of the shape."""
+    return linear_regression(
+        key, batch=batch, length=length, covariance=task.covariance, prior=task.prior, noise=task.noise
+    )
+
+
+def test(circuits: layer.Circuits, task: Task, key: jax.Array, prompts: int) -> np.ndarray:
+    """Risk of every seed on fresh prompts `[R]`.
+
+    The known risk of one debiased gradient step, whose errors are nearly those of a trained pair of heads, is a control
+    variate: what is averaged is the difference of the two squared errors.
+    """
+    step = theory.debiased_step(task)
+    known = float(linear_attention_theory.risk(step * (task.length - 1) / task.length, theory.debiased(task)))
+    length = int(task.length)
+    differences = _differences(circuits, task, step, key, -(-prompts // CHUNK), length)
+    return known + np.asarray(differences, np.float64)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _differences(circuits, task, step, key, chunks: int, length: int):
+    """Mean squared error less that of one debiased gradient step."""
+
+    def one(circuits, key):
+        def chunk(key):
+            prompts = draw(key, task, CHUNK, length)
+            x, y = (part - part.mean(1, keepdims=True) for part in (prompts.x, prompts.y))
+            reference = jnp.einsum("bi,bid,de,be->b", y, x, step, prompts.x_query) / length
+            squares = [(guess - prompts.y_query) ** 2 for guess in (layer.predict(circuits, prompts), reference)]
+            return (squares[0] - squares[1]).mean()
+
+        return jax.lax.map(chunk, jax.random.split(key, chunks)).mean()
+
+    return jax.vmap(one)(circuits, jax.random.split(key, len(circuits.ov)))
+
+
+def _expected(omega: np.ndarray, mu: np.ndarray, key: jax.Array, config: Config, length: int) -> Any:
+    """Risk at a length of heads that have the measured strengths and nothing else, isotropic inputs `[R]`."""
+    knobs = {"dimension": config.dimension, "length": length, "noise": math.sqrt(config.noise_variance)}
+    of = jax.jit(lambda omega, mu: theory.risk(mu, theory.moments(key, omega, **knobs)))
+    with jax.enable_x64(True):
+        return np.array([float(of(*pair)) for pair in zip(jnp.asarray(omega), jnp.asarray(mu), strict=True)])

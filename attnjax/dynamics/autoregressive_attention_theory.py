@@ -27,8 +27,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from attnjax.tasks import InitialLaw
-
 
 class Moments(NamedTuple):
     """Moments of the first state's coordinates; see the module's docstring."""
@@ -51,7 +49,7 @@ class Rates(NamedTuple):
     k: Float[Array, ""]
 
 
-def moments(law: InitialLaw, *, dimension: int, scale: float | Float[Array, ""] = 1.0) -> Moments:
+def moments(law: str, *, dimension: int, scale: float | Float[Array, ""] = 1.0) -> Moments:
     """Moments of the laws that `attnjax.tasks.initial_states` draws from.
 
         gaussian   k = (s^2, 3 s^4, 15 s^6, 3 (D - 1) s^6)
@@ -128,8 +126,8 @@ def limit(of: Moments, length: int, modulus: float | Float[Array, ""] = 1.0) -> 
         >>> print(f"{limit(moments('gaussian', dimension=5), length=100):.4f}")
         0.1919
 
-    Source: Zheng et al., 2024 [limit of the flow], arXiv 2405.16845. The line 1 / (5 s^2) that the paper draws for Gaussian
-    states is the value at T = infinity.
+    Source: Zheng et al., 2024 [limit of the flow], arXiv 2405.16845. The line 1 / (5 s^2) that the paper draws for
+    Gaussian states is the value at T = infinity.
     """
     found = rates(of, length, modulus)
     return found.g / found.k
@@ -172,8 +170,9 @@ def flow(a: Float[Array, ""], b: Float[Array, ""], by: Rates) -> tuple[Float[Arr
         da/dt and db/dt.
 
     Example:
-        >>> print(flow(jnp.array(1.0), jnp.array(2.0), Rates(jnp.array(3.0), jnp.array(1.0))))
-        (Array(2., dtype=float32), Array(1., dtype=float32))
+        >>> da, db = flow(jnp.array(1.0), jnp.array(2.0), Rates(jnp.array(3.0), jnp.array(1.0)))
+        >>> print(da, db)
+        2.0 1.0
 
     Source: the gradient of `population_loss`.
     """
@@ -205,7 +204,7 @@ def product_at(
 
     Example:
         >>> by = Rates(jnp.array(3.0), jnp.array(15.0))
-        >>> print(product_at(jnp.array([0.0, 100.0]), 0.5, 1.5, by))
+        >>> print(product_at(jnp.array([0.0, 100.0]), 0.5, 1.5, by).round(3))
         [0.75 0.2 ]
 
     Source: own derivation.

@@ -9,7 +9,7 @@ Source: He, Pan, Chen, Yang, 2025, "In-Context Linear Regression Demystified", I
 authors' code, XintianPan/ICL_linear.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,7 @@ class Circuits(NamedTuple):
     ov: Float[Array, "H E"]
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """Any optax `GradientTransformation`."""
 

@@ -89,8 +89,8 @@ def moments(
     Example:
         >>> at = dict(dimension=5, length=40, noise=0.1**0.5, samples=4096)
         >>> one_head = moments(jax.random.key(0), jnp.array([0.52]), **at)
-        >>> print(f"{risk(best_mu(one_head), one_head) + 0.1:.2f}")
-        0.41
+        >>> print(f"{risk(best_mu(one_head), one_head) + 0.1:.1f}")
+        0.4
 
     Source: own derivation.
     """

@@ -1,32 +1,14 @@
 """The experiment end to end, at settings far from its defaults."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
 import pytest
 
 from experiments import in_context_regression as experiment
-from experiments.framework.context import Context, UsageError, new_progress
+from experiments.framework.context import UsageError
 from experiments.in_context_regression.measures import excess_of
-
-
-def run_in(folder, config):
-    with new_progress() as progress:
-        return experiment.run(config, Context(out=folder, seed=config.seed, quick=True, progress=progress))
-
-
-@pytest.fixture(autouse=True)
-def ranks_as_users_have_them():
-    with jax.numpy_rank_promotion("allow"):
-        yield
-
-
-@pytest.fixture
-def run(tmp_path):
-    return functools.partial(run_in, tmp_path)
-
 
 QUICK = dataclasses.replace(experiment.Config.quick(), checkpoints=4, test_lengths=(3, 60))
 
@@ -45,7 +27,7 @@ def assert_every_claim_holds(result):
 def test_every_claim_holds_and_a_wrong_theory_fails(run):
     """The claims see it when the training prompts are not the ones that theory is told of."""
     # Another dimension, length, covariance and seed than the defaults.
-    result = run(dataclasses.replace(QUICK, dimension=3, length=25, condition_number=1.5, seed=5))
+    result = run(experiment, dataclasses.replace(QUICK, dimension=3, length=25, condition_number=1.5, seed=5))
     assert_every_claim_holds(result)
     told = tuple(setting._replace(task=setting.task._replace(length=10)) for setting in result.settings)
     wrong = [claim for claim in experiment.claims(result._replace(settings=told)) if claim.verdict == "fail"]
@@ -63,15 +45,15 @@ def test_every_claim_holds_and_a_wrong_theory_fails(run):
     ],
 )
 def test_every_claim_holds_elsewhere(run, change):
-    assert_every_claim_holds(run(dataclasses.replace(QUICK, **change)))
+    assert_every_claim_holds(run(experiment, dataclasses.replace(QUICK, **change)))
 
 
 def test_outside_the_theorem_nothing_is_claimed(run):
     small = dataclasses.replace(QUICK, dimension=3, steps=8, seeds=2, test_prompts=1024)
     unmet = lambda result: {c.id for c in experiment.claims(result) if c.verdict == "assumption-not-met"}
-    large_start = run(dataclasses.replace(small, init_scale=0.9))
+    large_start = run(experiment, dataclasses.replace(small, init_scale=0.9))
     assert {"flow-corner", "sgd-reaches-least-risk", "sgd-half-time"} <= unmet(large_start)
-    cut_short = run(dataclasses.replace(small, learning_rate=0.01))
+    cut_short = run(experiment, dataclasses.replace(small, learning_rate=0.01))
     assert {"sgd-reaches-least-risk", "sgd-half-time"} <= unmet(cut_short)
     assert "flow-corner" not in unmet(cut_short)
     assert cut_short.sgd.times.shape == (3, 8)

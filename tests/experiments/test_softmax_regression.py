@@ -1,0 +1,37 @@
+"""The experiment end to end, at settings far from its defaults."""
+
+import dataclasses
+
+import pytest
+
+from experiments import softmax_regression as experiment
+from experiments.framework.context import UsageError
+
+ELSEWHERE = experiment.Config(
+    dimension=3, length=20, noise_variance=0.3, heads=(1, 3), condition_number=2.0, steps=3000, learning_rate=2e-3,
+    batch=128, seeds=2, test_lengths=(60,), test_prompts=32768, seed=3,
+)  # fmt: skip
+
+
+def test_claims_hold_elsewhere_and_see_a_wrong_theory(run):
+    result = run(experiment, ELSEWHERE)
+    assert not [claim for claim in experiment.claims(result) if claim.verdict != "pass"]
+    assert set(experiment.plot(result)) == {"figure_1_circuits", "loss_over_time", "loss_by_length"}
+    told = result._replace(config=dataclasses.replace(ELSEWHERE, length=30), pair=result.single, single=result.pair)
+    wrong = {claim.id for claim in experiment.claims(told) if claim.verdict == "fail"}
+    assert {"loss-1", "loss-3", "one-head-is-worse", "gradient-step-3"} <= wrong
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dimension": 0}, "--dimension must be at least 1, got 0"),
+        ({"length": 1}, "--length must be at least 2, got 1"),
+        ({"noise_variance": -1.0}, "--noise-variance must be positive"),
+        ({"heads": (0,)}, "--heads must be one or more different numbers of at least 1"),
+        ({"condition_number": 0.5}, "--condition-number must be at least 1"),
+    ],
+)
+def test_impossible_settings_are_named(change, message):
+    with pytest.raises(UsageError, match=message):
+        dataclasses.replace(experiment.Config(), **change).check()

@@ -2,13 +2,7 @@
 
 from typing import Any, Protocol
 
-from experiments import (
-    in_context_regression,
-    language_model,
-    mesa_optimization,
-    scan_and_snap,
-    softmax_regression,
-)
+from experiments import in_context_regression, language_model, scan_and_snap
 from experiments.framework.claim import Claim
 from experiments.framework.context import Context
 
@@ -26,8 +20,6 @@ class Experiment(Protocol):
 
 EXPERIMENTS: dict[str, Experiment] = {
     "in-context-regression": in_context_regression,
-    "softmax-regression": softmax_regression,
     "scan-and-snap": scan_and_snap,
-    "mesa-optimization": mesa_optimization,
     "language-model": language_model,
 }

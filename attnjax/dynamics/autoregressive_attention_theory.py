@@ -204,8 +204,8 @@ def product_at(
 
     Example:
         >>> by = Rates(jnp.array(3.0), jnp.array(15.0))
-        >>> print(product_at(jnp.array([0.0, 100.0]), 0.5, 1.5, by).round(3))
-        [0.75 0.2 ]
+        >>> print([round(float(product), 4) for product in product_at(jnp.array([0.0, 100.0]), 0.5, 1.5, by)])
+        [0.75, 0.2]
 
     Source: own derivation.
     """

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 
@@ -90,16 +91,17 @@ def token_classes(
     c = last * next_per_last
     first_distinct = common + common_per_last * last
     first_last = first_distinct + distinct * c
-    own = jnp.arange(c)[:, None]
+    own = np.arange(c)[:, None]
     last_of = own // next_per_last
-    token = jnp.arange(first_last + last + c)[None]
+    token = np.arange(first_last + last + c)[None]
     slot = token - first_distinct  # of a distinct token: class * distinct + rank
-    weights = jnp.linspace(*distinct_weights, distinct)
+    weights = np.linspace(*distinct_weights, distinct)
     shared = token < common
     per_last = ~shared & (slot < 0) & ((token - common) // max(common_per_last, 1) == last_of)
     mine = (slot >= 0) & (token < first_last) & (slot // distinct == own)
-    law = jnp.where(shared | per_last, common_weight, jnp.where(mine, weights[slot % distinct], 0.0))
-    return TokenClasses(law / law.sum(1, keepdims=True), first_last + last_of[:, 0], first_last + last + own[:, 0])
+    law = np.where(shared | per_last, common_weight, np.where(mine, weights[slot % distinct], 0.0))
+    tokens = [jnp.asarray(at[:, 0], int) for at in (first_last + last_of, first_last + last + own)]
+    return TokenClasses(jnp.asarray(law / law.sum(1, keepdims=True), float), *tokens)
 
 
 def sequences(key: Key[Array, ""], classes: TokenClasses, *, batch: int, length: int) -> Sequences:

@@ -64,11 +64,14 @@ def plot_blocks(result: Result) -> Figure:
     ]
     figure, axes = plotting.new_figure(len(panels), width=3.2, height=3.0)
     largest = max(np.abs(matrix).max() for _, matrix in panels)
-    for at, (title, matrix) in zip(axes, panels, strict=True):
-        image = at.imshow(matrix, cmap="RdBu_r", vmin=-largest, vmax=largest)
+    images = [
+        at.imshow(matrix, cmap="RdBu_r", vmin=-largest, vmax=largest)
+        for at, (_, matrix) in zip(axes, panels, strict=True)
+    ]
+    for at, (title, _) in zip(axes, panels, strict=True):
         at.set_title(title)
         at.set_xticks([])
         at.set_yticks([])
         at.grid(False)
-    figure.colorbar(image, ax=axes, label="real part")
+    figure.colorbar(images[0], ax=axes, label="real part")
     return figure

@@ -206,7 +206,9 @@ def follow(a: float, b: float, by: theory.Rates) -> tuple[np.ndarray, np.ndarray
     """Times, a b by integration and in closed form, and how much a^2 - b^2 drifts."""
     times = jnp.linspace(0.0, arrival(a, b, by, 1e-12), POINTS)
     at = jnp.asarray(a, float), jnp.asarray(b, float)
-    a_path, b_path = jax.jit(lambda at, times: integrate(lambda t, at: theory.flow(*at, by), at, times))(at, times)
+    a_path, b_path = jax.jit(lambda at, times: integrate(lambda t, at: theory.flow(at[0], at[1], by), at, times))(
+        at, times
+    )
     invariant = a_path**2 - b_path**2
     drift = jnp.abs(invariant - invariant[0]).max() / (a_path**2 + b_path**2).max()
     closed = theory.product_at(times, a, b, by)

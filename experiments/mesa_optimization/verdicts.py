@@ -78,8 +78,8 @@ def _loss(setting: Setting, config: Config) -> Claim:
     measured, interval = mean_over_seeds(setting.losses[:, None]).at(0)
     return Claim.equal(
         f"{setting.name}-loss",
-        f"{_where(setting, config)}: loss of two diagonals with a b at half its limit, on {config.test_sequences} sequences "
-        f"per seed.",
+        f"{_where(setting, config)}: loss of two diagonals with a b at half its limit, on "
+        f"{config.test_sequences} sequences per seed.",
         _source(setting, "expected loss"),
         predicted=setting.expected,
         measured=measured,

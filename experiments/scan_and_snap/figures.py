@@ -1,5 +1,6 @@
 """Figures of `scan_and_snap`: the paper's Figures 3, 4 and 6."""
 
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -32,7 +33,7 @@ def plot_snapping(result: Result) -> Figure:
     figure, axes = plotting.new_figure()
     config, every = result.config, slice(1, None, 12)
     for color, rate, integrated in zip(plotting.COLORS, config.snap_rates_y, result.snap, strict=False):
-        closed = np.asarray(theory.scanned(result.snap_times, rate_y=rate, **snap_knobs(config)))
+        closed = np.asarray(theory.scanned(jnp.asarray(result.snap_times), rate_y=rate, **snap_knobs(config)))
         axes.plot(result.snap_times[1:], closed[1:], color=color, label=f"eta_Y = {rate:g}, closed form")
         axes.plot(result.snap_times[every], integrated[every], "o", color=color, markersize=3.5)
         snap = theory.snapping_time(vocabulary=config.snap_vocabulary, classes=config.snap_classes, rate=rate)

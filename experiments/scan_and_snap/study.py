@@ -1,7 +1,7 @@
 """Settings of `scan_and_snap`, and the run."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +133,7 @@ def run(config: Config, context: Context) -> Result:
         UsageError: An impossible setting.
     """
     config.check()
-    shape = {"last": config.last, "next_per_last": config.next_per_last, "distinct": config.distinct}
+    shape: dict[str, Any] = {"last": config.last, "next_per_last": config.next_per_last, "distinct": config.distinct}
     rate_y = config.ratio * config.rate_z
     gradient_key, trace_key, table_key = jax.random.split(context.key, 3)
     with jax.enable_x64(True):
@@ -171,7 +171,7 @@ def run(config: Config, context: Context) -> Result:
     )
 
 
-def snap_knobs(config: Config) -> dict[str, float]:
+def snap_knobs(config: Config) -> dict[str, Any]:
     """What the snapping curves share: one common token that starts with all attention, C_0 = 1 / K."""
     k = config.snap_classes
     return {"vocabulary": config.snap_vocabulary, "classes": k, "rate_z": config.snap_rate_z, "common": 1 / k}
@@ -181,11 +181,15 @@ def gradient_error(key: jax.Array, classes: TokenClasses) -> float:
     """Largest difference of the closed-form gradient from autodiff's, at random weights, over the largest entry."""
     m = classes.contextual.shape[1]
     weights_key, batch_key = jax.random.split(key)
-    params = layer.Params(*jax.random.normal(weights_key, (2, m, m)))
-    batch = layer.count(sequences(batch_key, classes, batch=64, length=50), m)
-    by_hand, gradient = layer.ascent(params, batch), jax.grad(layer.loss)(params, batch)
-    pairs = zip(by_hand, gradient, strict=True)
-    return max(float(jnp.abs(ours + theirs).max() / jnp.abs(theirs).max()) for ours, theirs in pairs)
+
+    @jax.jit
+    def error():
+        params = layer.Params(*jax.random.normal(weights_key, (2, m, m)))
+        batch = layer.count(sequences(batch_key, classes, batch=64, length=50), m)
+        pairs = zip(layer.ascent(params, batch), jax.grad(layer.loss)(params, batch), strict=True)
+        return jnp.stack([jnp.abs(ours + theirs).max() / jnp.abs(theirs).max() for ours, theirs in pairs]).max()
+
+    return float(error())
 
 
 def train(key, classes: TokenClasses, start: layer.State, *, rate_y, rate_z, config: Config, watch=lambda state: None):

@@ -1,5 +1,7 @@
 """What Scan and Snap says, beside what was measured."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from attnjax.dynamics import scan_and_snap_theory as theory
@@ -21,14 +23,9 @@ def claims(result: Result) -> list[Claim]:
     Returns:
         The claims.
     """
-    return [
-        _gradient(result),
-        *_decoder(result),
-        *_attention(result),
-        *_snapping(result),
-        *_loss_trace(result),
-        *_table(result),
-    ]
+    with jax.enable_x64(True):
+        theorems = [_gradient(result), *_decoder(result), *_attention(result), *_snapping(result)]
+    return [*theorems, *_loss_trace(result), *_table(result)]
 
 
 def _where(config: Config) -> str:
@@ -53,7 +50,7 @@ def _gradient(result: Result) -> Claim:
 def _decoder(result: Result) -> list[Claim]:
     decoder, config = result.decoder, result.config
     m = decoder.logits.shape[-1]
-    form = np.asarray(theory.decoder_logits(decoder.recursion, m), np.float64)[:, None]
+    form = np.asarray(theory.decoder_logits(jnp.asarray(decoder.recursion), m), np.float64)[:, None]
     gap = (decoder.recursion - decoder.continuous) * m / (2 * config.ratio * config.rate_z)
     return [
         Claim.equal(
@@ -151,7 +148,7 @@ def _snapping(result: Result) -> list[Claim]:
     config, knobs = result.config, snap_knobs(result.config)
     found = []
     for rate, integrated in zip(config.snap_rates_y, result.snap, strict=True):
-        closed = np.asarray(theory.scanned(result.snap_times, rate_y=rate, **knobs), np.float64)
+        closed = np.asarray(theory.scanned(jnp.asarray(result.snap_times), rate_y=rate, **knobs), np.float64)
         found.append(
             Claim.equal(
                 f"snapping-rate-{rate:g}",

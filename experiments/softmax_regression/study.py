@@ -188,7 +188,7 @@ def best(config: Config, signs: tuple[float, ...], key: jax.Array) -> Optimum:
         mu = theory.best_mu(of)
         return theory.risk(mu, of), mu[0]
 
-    found = minimize_scalar(lambda omega: float(at(omega)[0]), bounds=(0.01, 2.0), method="bounded")
+    found: Any = minimize_scalar(lambda omega: float(at(omega)[0]), bounds=(0.01, 2.0), method="bounded")
     risk, mu = at(found.x)
     return Optimum(float(found.x), float(mu), float(risk))
 
@@ -205,8 +205,15 @@ def study(heads: int, task: Task, config: Config, key: jax.Array, context: Conte
     for piece in context.track(range(PIECES), f"Adam, {config.steps} steps of {heads} heads"):
         steps = ends[piece + 1] - ends[piece]
         state = _advance(state, keys, task, optimizer, steps, config.batch, config.length)
-        circuits = jax.vmap(layer.circuits)(state.params)
-        risks.append(test(circuits, task, jax.random.fold_in(test_key, piece), config.test_prompts // 8))
+        risks.append(
+            test(
+                jax.vmap(layer.circuits)(state.params),
+                task,
+                jax.random.fold_in(test_key, piece),
+                config.test_prompts // 8,
+            )
+        )
+    circuits = jax.vmap(layer.circuits)(state.params)
     lengths = (config.length, *(length for length in config.test_lengths if length != config.length))
     others = [task._replace(length=length) for length in lengths]
     by_length = [test(circuits, other, jax.random.fold_in(key, other.length), config.test_prompts) for other in others]

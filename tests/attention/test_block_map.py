@@ -227,7 +227,7 @@ def assert_sound(found, entries, tiles):
     assert not np.any(np.broadcast_to(found.every, shape) & ~every), "a tile called full has an invisible entry"
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(compositions())
 def test_a_tile_called_empty_or_full_is(drawn):
     build, queries, keys, tiles = drawn

@@ -26,13 +26,15 @@ def random_params(d: int) -> layer.Params:
 
 def test_predictions_follow_the_definition():
     params, (b, t, d) = random_params(3), (2, 6, 3)
-    x = np.asarray(linear_sequences(jax.random.key(1), jax.random.normal(jax.random.key(2), (b, d)), length=t))
+    x = linear_sequences(jax.random.key(1), jax.random.normal(jax.random.key(2), (b, d)), length=t)
+    found = layer.predict(params, x)
     for n in range(b):
-        tokens = np.concatenate([x[n], np.concatenate([np.zeros((1, d)), x[n, :-1]])], axis=1)
+        states = np.asarray(x[n])
+        tokens = np.concatenate([states, np.concatenate([np.zeros((1, d)), states[:-1]])], axis=1)
         for now in range(2, t):
             seen = tokens[:now].T
             want = params.w_pv @ seen @ (seen.conj().T @ params.w_kq @ seen[:, -1]) / (now - 1)
-            np.testing.assert_allclose(layer.predict(params, x)[n, now - 2], want, rtol=1e-10)
+            np.testing.assert_allclose(found[n, now - 2], want, rtol=1e-10)
 
 
 def test_descent_goes_down_in_real_and_imaginary_parts():

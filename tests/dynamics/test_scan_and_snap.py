@@ -30,11 +30,17 @@ def test_the_closed_form_gradient_is_that_of_the_layer_on_tokens(of):
     with jax.enable_x64(True):
         classes = token_classes(**of)
         m = classes.contextual.shape[1]
-        drawn = sequences(jax.random.key(1), classes, batch=5, length=20)
-        params = layer.Params(*jax.random.normal(jax.random.key(2), (2, m, m)))
-        batch = layer.count(drawn, m)
-        np.testing.assert_allclose(layer.loss(params, batch), on_tokens(params, drawn), rtol=1e-12)
-        gradient, by_hand = jax.grad(on_tokens)(params, drawn), layer.ascent(params, batch)
+
+        @jax.jit
+        def both():
+            drawn = sequences(jax.random.key(1), classes, batch=5, length=20)
+            params = layer.Params(*jax.random.normal(jax.random.key(2), (2, m, m)))
+            batch = layer.count(drawn, m)
+            by_tokens = jax.value_and_grad(on_tokens)(params, drawn)
+            return layer.loss(params, batch), layer.ascent(params, batch), by_tokens
+
+        loss, by_hand, (loss_on_tokens, gradient) = both()
+        np.testing.assert_allclose(loss, loss_on_tokens, rtol=1e-12)
         np.testing.assert_allclose(by_hand.y, -gradient.y, atol=1e-12)
         np.testing.assert_allclose(by_hand.z, -gradient.z, atol=1e-12)
         assert jnp.abs(by_hand.z).max() > 1e-3
@@ -45,7 +51,8 @@ def test_contexts_follow_the_law_of_their_class(of):
     classes = token_classes(**of)
     m = classes.contextual.shape[1]
     np.testing.assert_allclose(classes.contextual.sum(1), 1, rtol=1e-6)
-    batch = layer.count(sequences(jax.random.key(0), classes, batch=600, length=401), m)
+    draw = jax.jit(lambda key: layer.count(sequences(key, classes, batch=600, length=401), m))
+    classes, batch = jax.device_get((classes, draw(jax.random.key(0))))
     assert (batch.counts.sum(1) == 400).all()
     for index, law in enumerate(classes.contextual):
         chosen = batch.next == classes.next[index]

@@ -36,15 +36,9 @@ def test_every_claim_holds_and_a_wrong_theory_fails(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"dimension": 3, "length": 5, "condition_number": 30.0, "seed": 1, "batch": 512},
-        {"dimension": 8, "length": 30, "condition_number": 1.5, "seed": 2},
-        {"dimension": 4, "spectrum": (2.0, 1.0, 0.5, 0.25), "length": 10, "noise": 2.0, "seed": 3},
-    ],
-)
-def test_every_claim_holds_elsewhere(run, change):
+def test_every_claim_holds_elsewhere(run):
+    """A larger, ill-conditioned, noisier problem."""
+    change = {"dimension": 6, "condition_number": 30.0, "length": 12, "noise": 2.0, "seed": 3, "batch": 512}
     assert_every_claim_holds(run(experiment, dataclasses.replace(QUICK, **change)))
 
 

@@ -17,10 +17,10 @@ from attnjax.dynamics import softmax_attention_theory as theory
 from attnjax.dynamics.linear_attention_theory import Task
 from attnjax.tasks import Prompts, geometric_spectrum, linear_regression
 from experiments.framework.context import Context, UsageError
+from experiments.framework.training import advance
 
 CHUNK = 1024  # test prompts in memory at a time, per seed
 PIECES = 20  # of a run, between which the loss is measured
-PAIR = 2  # heads of the anisotropic setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Config:
     """Numbers of heads."""
     condition_number: float = 4.0
     """Largest over smallest eigenvalue of the anisotropic covariance, whose spectrum is geometric with mean one."""
+    anisotropic_heads: int = 4
+    """Number of heads there, at least 2."""
     steps: int = 15_000
     """Steps of Adam."""
     learning_rate: float = 1e-3
@@ -55,7 +57,7 @@ class Config:
     @classmethod
     def quick(cls) -> "Config":
         """Small sizes for continuous integration: the same claims in under a minute on two cores."""
-        return cls(heads=(1, 2), steps=5000, seeds=2, test_lengths=(20, 100), test_prompts=32768)
+        return cls(heads=(1, 4), steps=4000, batch=128, seeds=4, test_lengths=(20, 100), test_prompts=16384)
 
     def check(self) -> None:
         """Refuse impossible settings.
@@ -63,7 +65,8 @@ class Config:
         Raises:
             UsageError: Naming the flag, what it was and what it must be.
         """
-        for name, least in {"dimension": 1, "length": 2, "steps": 1, "batch": 1, "seeds": 2, "test_prompts": 1}.items():
+        sizes = {"dimension": 1, "length": 2, "steps": PIECES, "batch": 1, "seeds": 2, "test_prompts": 1}
+        for name, least in (sizes | {"anisotropic_heads": 2}).items():
             if getattr(self, name) < least:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}.")
         for name in ("noise_variance", "learning_rate"):
@@ -109,6 +112,11 @@ class Setting(NamedTuple):
         d = self.kq.shape[-1] - 1
         return np.trace(self.kq[..., :d, :d], axis1=-2, axis2=-1) / d
 
+    def select(self, seeds: np.ndarray) -> "Setting":
+        """The same of some of the seeds."""
+        names = ("risks", "kq", "ov", "risks_by_length", "predicted_by_length")
+        return self._replace(**{name: getattr(self, name)[seeds] for name in names})
+
     @property
     def mu(self) -> np.ndarray:
         """What each head's average label counts `[R, H]`."""
@@ -132,7 +140,7 @@ class Result(NamedTuple):
         pair: The best of two heads of opposite strengths.
         ridge: The least risk of any predictor.
         isotropic: By number of heads.
-        anisotropic: Two heads, inputs with unequal variances.
+        anisotropic: Inputs with unequal variances.
     """
 
     config: Config
@@ -141,6 +149,16 @@ class Result(NamedTuple):
     ridge: float
     isotropic: dict[int, Setting]
     anisotropic: Setting
+
+    def reached(self, setting: Setting) -> np.ndarray:
+        """Seeds whose heads work in pairs: whose risk is nearer, by ratio, to the pair's best than to one head's `[R]`.
+
+        Several heads whose strengths have one sign are no better than one head, and training may take very long to
+        leave that saddle.
+        """
+        if setting.heads == 1:
+            return np.ones(len(setting.ov), bool)
+        return setting.risks_by_length[:, 0] < math.sqrt(self.single.risk * self.pair.risk)
 
 
 def run(config: Config, context: Context) -> Result:
@@ -167,7 +185,7 @@ def run(config: Config, context: Context) -> Result:
         for heads in config.heads
     }
     spectrum = jnp.diag(geometric_spectrum(d, config.condition_number))
-    anisotropic = study(PAIR, task_of(config, spectrum), config, other_key, context)
+    anisotropic = study(config.anisotropic_heads, task_of(config, spectrum), config, other_key, context)
     return Result(config, single, pair, ridge, isotropic, anisotropic)
 
 
@@ -202,17 +220,11 @@ def study(heads: int, task: Task, config: Config, key: jax.Array, context: Conte
     keys = jax.random.split(train_key, config.seeds)
     ends = [config.steps * piece // PIECES for piece in range(PIECES + 1)]
     risks = []
+    step = lambda state, key: layer.step(state, draw(key, task, config.batch, config.length), optimizer)
     for piece in context.track(range(PIECES), f"Adam, {config.steps} steps of {heads} heads"):
-        steps = ends[piece + 1] - ends[piece]
-        state = _advance(state, keys, task, optimizer, steps, config.batch, config.length)
-        risks.append(
-            test(
-                jax.vmap(layer.circuits)(state.params),
-                task,
-                jax.random.fold_in(test_key, piece),
-                config.test_prompts // 8,
-            )
-        )
+        state = advance(step, state, keys, ends[piece + 1] - ends[piece])[0]
+        circuits, fresh = jax.vmap(layer.circuits)(state.params), jax.random.fold_in(test_key, piece)
+        risks.append(test(circuits, task, fresh, config.test_prompts // 8))
     circuits = jax.vmap(layer.circuits)(state.params)
     lengths = (config.length, *(length for length in config.test_lengths if length != config.length))
     others = [task._replace(length=length) for length in lengths]
@@ -231,25 +243,11 @@ def study(heads: int, task: Task, config: Config, key: jax.Array, context: Conte
     return setting._replace(predicted_by_length=np.stack(expected, axis=-1))
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
-def _advance(state, keys, task, optimizer, steps: int, batch: int, length: int):
-    """`steps` steps of every run."""
-
-    def one(state, key):
-        def step(state, _):
-            fresh = draw(jax.random.fold_in(key, state.step), task, batch, length)
-            return layer.step(state, fresh, optimizer)[0], None
-
-        return jax.lax.scan(step, state, length=steps)[0]
-
-    return jax.vmap(one)(state, keys)
-
-
 def draw(key: jax.Array, task: Task, batch: int, length: int) -> Prompts:
-    """Prompts of a task; `length` is given apart because it is part of the shape."""
-    return linear_regression(
-        key, batch=batch, length=length, covariance=task.covariance, prior=task.prior, noise=task.noise
-    )
+    """Prompts of a task, whose covariances are diagonal; `length` is given apart because it is part of the shape."""
+    assert task.prior is not None
+    variances, prior = jnp.diagonal(task.covariance), jnp.diagonal(task.prior)
+    return linear_regression(key, batch=batch, length=length, covariance=variances, prior=prior, noise=task.noise)
 
 
 def test(circuits: layer.Circuits, task: Task, key: jax.Array, prompts: int) -> np.ndarray:

@@ -12,12 +12,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
-import os
-import platform
-import shlex
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal

@@ -2,8 +2,9 @@
 # # Softmax attention learns regression in context
 #
 # **Claim** (He, Pan, Chen, Yang, 2025, [arXiv 2503.12734](https://arxiv.org/abs/2503.12734)): on noisy linear
-# regression, heads of softmax attention end as pairs of opposite strength, and a pair takes one step of gradient descent
-# on centered examples; a single head cannot. attnjax holds this against the least loss at finite dimension and length.
+# regression, heads of softmax attention end as pairs of opposite strength, and a pair takes one step of gradient
+# descent on centered examples; a single head cannot. attnjax holds this against the least loss at finite dimension
+# and length.
 #
 # **Time**: about four minutes on two cores; `QUICK=1` in the environment makes it one.
 
@@ -33,7 +34,7 @@ from experiments.framework import inline
 config = experiment.Config.quick()
 if "QUICK" in os.environ:
     config = dataclasses.replace(config, heads=(1, 4), steps=400, seeds=2, test_lengths=(20,), test_prompts=4096)
-config
+print(config)
 
 # %% [markdown]
 # ## Train
@@ -78,4 +79,4 @@ figure, axes = plt.subplots()
 axes.plot(strengths, losses(strengths), label=["this dimension", "large dimension"])
 axes.plot(abs(result.isotropic[1].omega), result.isotropic[1].risks_by_length[:, :1] + config.noise_variance, "o")
 axes.set(xlabel="strength of one head", ylabel="loss")
-axes.legend();
+axes.legend()

@@ -33,7 +33,7 @@ from experiments.framework import inline
 config = experiment.Config.quick()
 if "QUICK" in os.environ:
     config = dataclasses.replace(config, table_rates=(1.0,), table_ratios=(1.0, 10.0), seeds=3)
-config
+print(config)
 
 # %% [markdown]
 # ## Run
@@ -65,4 +65,4 @@ with jax.enable_x64(True):
     for vocabulary in (30, 100, 1000):
         axes.plot(time, theory.scanned(time.astype(float), vocabulary=vocabulary, **knobs), label=f"M = {vocabulary}")
 axes.set(xlabel="samples", ylabel="B, scanned")
-axes.legend();
+axes.legend()

@@ -33,7 +33,7 @@ from experiments.framework import inline
 config = experiment.Config.quick()
 if "QUICK" in os.environ:
     config = dataclasses.replace(config, length=10, seeds=2, batch=64, test_sequences=2048)
-config
+print(config)
 
 # %% [markdown]
 # ## Run
@@ -64,4 +64,4 @@ with jax.enable_x64(True):
         axes.semilogx(lengths, limits, "o-", label=f"D = {dimension}")
 axes.axhline(0.2, color="gray", linestyle=":", label="T to infinity")
 axes.set(xlabel="T, states of a sequence", ylabel="limit of a b")
-axes.legend();
+axes.legend()

@@ -7,11 +7,11 @@ risk of as many steps of gradient descent. `softmax_attention` trains several so
 `softmax_attention_theory` has what such heads can reach at finite size. `implicit_update` puts a rank-one change of a
 block's perceptron in the place of its context.
 
-`scan_and_snap` trains one layer of softmax attention over classes of tokens; `scan_and_snap_theory` says how its decoder
-and its attention move. `joint_mlp_attention` trains attention and the perceptron above it together;
+`scan_and_snap` trains one layer of softmax attention over classes of tokens; `scan_and_snap_theory` says how its
+decoder and its attention move. `joint_mlp_attention` trains attention and the perceptron above it together;
 `joint_mlp_attention_theory` has what is conserved. `autoregressive_attention` predicts the next state of a sequence by
 causal linear attention; `autoregressive_attention_theory` has the flow of its two diagonals and where they end.
-`abrupt_learning` writes sums over a moving window; `abrupt_learning_theory` has the loss at which it rests before it can.
+`abrupt_learning` writes sums over a moving window; `abrupt_learning_theory` has the loss at which it rests before.
 """
 
 from attnjax.dynamics import abrupt_learning as abrupt_learning

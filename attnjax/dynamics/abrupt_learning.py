@@ -117,9 +117,7 @@ def init(key: Key[Array, ""], *, vocabulary: int, length: int, width: int, optim
     return State(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
-def forward(
-    params: Params, tokens: Int[Array, "B T"], attention_factors: Float[Array, "T T"] | None = None
-) -> Seen:
+def forward(params: Params, tokens: Int[Array, "B T"], attention_factors: Float[Array, "T T"] | None = None) -> Seen:
     """Logits of every next token, and what they are made of.
 
     Args:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from attnjax.attention import attend
+from attnjax.attention import attend, masks
 from attnjax.dynamics.softmax_attention import Optimizer
 from attnjax.tasks import Prompts, prompt_tokens
 
@@ -148,12 +148,15 @@ def init(key: Key[Array, ""], *, dimension: int, width: int, optimizer: Optimize
     return State(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
-def contextual(params: Params, tokens: Float[Array, "T I"]) -> Float[Array, " E"]:
+def contextual(
+    params: Params, tokens: Float[Array, "T I"], length: int | Int[Array, ""] | None = None
+) -> Float[Array, " E"]:
     """A(C, x): what the query, the last token, has after attention and its skip connection.
 
     Args:
         params: Weights.
-        tokens: The context, then the query; the query alone gives A(x).
+        tokens: The context, then the query.
+        length: How many tokens of the context it sees, from the first; None is all, and 0 gives A(x).
 
     Returns:
         A.
@@ -166,8 +169,10 @@ def contextual(params: Params, tokens: Float[Array, "T I"]) -> Float[Array, " E"
     """
     z = jnp.einsum("ti,ei->te", tokens, params.embedding)
     q, k, v = jnp.split(jnp.einsum("te,fe->tf", _standardized(z), params.qkv), 3, axis=-1)
-    heads = lambda part: part[None, :, None]
-    attended = attend(heads(q[-1:]), heads(k), heads(v))[0, 0, 0]
+    heads, last = lambda part: part[None, :, None], len(tokens) - 1
+    places = jnp.arange(len(tokens))
+    seen = (places < (last if length is None else length)) | (places == last)
+    attended = attend(heads(q[-1:]), heads(k), heads(v), mask=masks.from_array(seen[None]))[0, 0, 0]
     return z[-1] + params.projection @ attended
 
 
@@ -229,7 +234,7 @@ def updated(params: Params, in_context: Float[Array, " E"], alone: Float[Array, 
         >>> import optax
         >>> params = init(jax.random.key(0), dimension=2, width=8, optimizer=optax.adam(1e-3)).params
         >>> tokens = jax.random.normal(jax.random.key(1), (5, 3))
-        >>> a, b = contextual(params, tokens), contextual(params, tokens[-1:])
+        >>> a, b = contextual(params, tokens), contextual(params, tokens, 0)
         >>> bool(jnp.allclose(perceptron(updated(params, a, b), b), perceptron(params, a), atol=1e-5))
         True
 

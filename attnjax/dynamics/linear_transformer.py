@@ -120,7 +120,12 @@ def transform(params: Params, tokens: Float[Array, "B T E"]) -> Float[Array, "B 
 
 
 def predict(params: Params, prompts: Prompts) -> Float[Array, " B"]:
-    """The prediction for the query's label: minus the last entry of its token after all layers.
+    """The prediction for the query's label: minus the last entry of its token after all layers, in O(N E^2 + L E^3).
+
+    Every layer applies one map A = I + W_PV M W_KQ to all tokens of a prompt, so that it is enough to follow the query
+    and the moment of the examples,
+
+        z_q <- A z_q,   M <- A M A^T.
 
     Args:
         params: Weights.
@@ -132,10 +137,21 @@ def predict(params: Params, prompts: Prompts) -> Float[Array, " B"]:
     Example:
         >>> from attnjax.tasks import linear_regression
         >>> prompts = linear_regression(jax.random.key(0), batch=2, length=5, covariance=jnp.ones(3))
-        >>> bool((predict(descent(Free(jnp.zeros((2, 3, 3)), jnp.zeros((2, 3, 3)))), prompts) == 0).all())
+        >>> params = descent(Free(*0.2 * jax.random.normal(jax.random.key(1), (2, 4, 3, 3))))
+        >>> expected = -transform(params, prompt_tokens(prompts))[:, -1, -1]
+        >>> bool(jnp.allclose(predict(params, prompts), expected, atol=1e-5))
         True
     """
-    return -transform(params, prompt_tokens(prompts))[:, -1, -1]
+    tokens = jnp.moveaxis(prompt_tokens(prompts), 0, -1)  # prompts last: products per prompt are elementwise there
+    examples, query = tokens[:-1], tokens[-1]
+    moment = jnp.sum(examples[:, :, None] * examples[:, None], axis=0) / len(examples)
+    unit = jnp.eye(len(query), dtype=query.dtype)[..., None]
+    product = lambda a, b: jnp.sum(a[:, :, None] * b[None], axis=1)
+    for pv, kq in zip(params.w_pv, params.w_kq, strict=True):
+        a = unit + jnp.einsum("ge,efb,fh->ghb", pv, moment, kq)
+        query = jnp.sum(a * query[None], axis=1)
+        moment = product(product(a, moment), jnp.swapaxes(a, 0, 1))
+    return -query[-1]
 
 
 def loss(params: Params, prompts: Prompts) -> Float[Array, ""]:

@@ -99,7 +99,7 @@ def _standardized(key: Array, white: Array, inputs: str, tail: float | Array) ->
     """Inputs of another law than the Gaussian one, from Gaussian ones where they serve."""
     d = white.shape[-1]
     if inputs == "uniform":
-        return jax.random.uniform(jax.random.fold_in(key, 1), white.shape, white.dtype, -(3**0.5), 3**0.5)
+        return 3**0.5 * jax.lax.erf(white / 2**0.5)
     on_sphere = white * (d**0.5 / jnp.linalg.norm(white, axis=-1, keepdims=True))
     if inputs == "sphere":
         return on_sphere

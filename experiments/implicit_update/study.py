@@ -154,7 +154,7 @@ def _test(params, key, config: Config):
 
     def one(params):
         def guesses(tokens):
-            a, alone = block.contextual(params, tokens), block.contextual(params, tokens[-1:])
+            a, alone = block.contextual(params, tokens), block.contextual(params, tokens, 0)
             replaced = block.perceptron(block.updated(params, a, alone), alone)
             return jnp.stack([block.perceptron(params, a), replaced, block.perceptron(params, alone)])
 
@@ -177,9 +177,7 @@ def _identity(params: block.Params, tokens: jax.Array):
     n = tokens.shape[1] - 1
 
     def one(tokens):
-        # A in every context that is a beginning of the whole, the query last.
-        prefixes = [jnp.concatenate([tokens[:count], tokens[-1:]]) for count in range(n + 1)]
-        by_prefix = jnp.stack([block.contextual(params, prefix) for prefix in prefixes])
+        by_prefix = jax.vmap(lambda count: block.contextual(params, tokens, count))(jnp.arange(n + 1))
         alone, whole = by_prefix[0], by_prefix[-1]
         guess = block.perceptron(params, whole)
         replaced = block.perceptron(block.updated(params, whole, alone), alone)

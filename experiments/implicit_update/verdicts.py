@@ -51,8 +51,8 @@ def _identity(name: str, identity: Identity, result: Result) -> list[Claim]:
         ),
         Claim.equal(
             f"descent-{name}",
-            f"{where}: the update is the sum of one step of gradient descent per context token; largest difference over "
-            f"the largest entry.",
+            f"{where}: the update is the sum of one step of gradient descent per context token; largest difference "
+            f"over the largest entry.",
             f"{PAPER}, Proposition 3.1",
             measured=identity.descent,
             **rounding,
@@ -68,8 +68,8 @@ def _losses(result: Result) -> list[Claim]:
     return [
         Claim.at_most(
             "same-loss-while-training",
-            f"{_where(result)}: loss with the update beside that in context, largest relative difference while training, "
-            f"in float32.",
+            f"{_where(result)}: loss with the update beside that in context, largest relative difference while "
+            f"training, in float32.",
             f"{PAPER} [loss on validation]",
             predicted=0.0,
             measured=measured,
@@ -96,8 +96,8 @@ def _steps(result: Result) -> Claim:
     measured, interval = mean_over_seeds(ratio[:, None]).at(0)
     return Claim.at_most(
         "steps-become-smaller",
-        f"{_where(result)}, trained: norm of the implicit gradient over the last quarter of the context, over that over "
-        f"the first.",
+        f"{_where(result)}, trained: norm of the implicit gradient over the last quarter of the context, over that "
+        f"over the first.",
         f"{PAPER} [convergence of the implicit dynamics]",
         predicted=0.5,
         measured=measured,

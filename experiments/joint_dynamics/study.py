@@ -283,7 +283,9 @@ def follow(cases: list[tuple[str, int]], config: Config, keys: jax.Array) -> lis
         return [departure(*pair) for pair in zip(cases, paths, strict=True)]
 
     found = [tuple(map(np.asarray, pair)) for pair in jax.jit(jax.vmap(one))(keys)]
-    return [Flow(*case, float(drift.max()), float(size.min())) for case, (drift, size) in zip(cases, found, strict=True)]
+    return [
+        Flow(*case, float(drift.max()), float(size.min())) for case, (drift, size) in zip(cases, found, strict=True)
+    ]
 
 
 def follow_unit(config: Config, keys: jax.Array) -> Unit:

@@ -33,9 +33,9 @@ def _flow(flow: Flow, config: Config) -> Claim:
     return Claim.equal(
         f"invariant-{flow.kind}-depth-{flow.depth}",
         f"{flow.kind} attention below {flow.depth} matrices{', tanh between them' if flow.depth > 1 else ''}, "
-        f"M = {config.distinct + config.common}, {config.classes} classes, tau = {config.temperature:g}: largest change "
-        f"of {name} over the largest of z's part, worst of {config.seeds} seeds; attention moved by {flow.moved:.2g} "
-        f"at least.",
+        f"M = {config.distinct + config.common}, {config.classes} classes, tau = {config.temperature:g}: largest "
+        f"change of {name} over the largest of z's part, worst of {config.seeds} seeds; attention moved by "
+        f"{flow.moved:.2g} at least.",
         f"{PAPER}; derived anew",
         predicted=0.0,
         measured=flow.drift,
@@ -78,14 +78,14 @@ def _descent(name: str, descent: Descent, config: Config) -> list[Claim]:
 
 def _unit(unit: Unit, config: Config) -> list[Claim]:
     where = (
-        f"nonlinear unit of {config.unit_tokens} weights, mu on {config.unit_range}, tau = {config.unit_temperature:g}, "
-        f"{len(unit.mu)} draws"
+        f"nonlinear unit of {config.unit_tokens} weights, mu on {config.unit_range}, "
+        f"tau = {config.unit_temperature:g}, {len(unit.mu)} draws"
     )
     dip = unit.entropies.min(axis=1)
     falls, rises = unit.entropies[:, 0] - dip, unit.ends - dip
     changes = mean_over_seeds(np.stack([falls, rises], axis=1))
     halfway = (unit.weights >= unit.mu[:, None] / 2).argmax(axis=1)
-    order = np.array([spearmanr(mu, half).statistic for mu, half in zip(unit.mu, halfway, strict=True)])
+    order = np.array([spearmanr(mu, half)[0] for mu, half in zip(unit.mu, halfway, strict=True)])
     ordered, orders = mean_over_seeds(order[:, None]).at(0)
     found = [
         Claim.equal(

@@ -59,7 +59,7 @@ def plot_weights(result: Result) -> Figure:
 def plot_optimizers(result: Result) -> Figure:
     """Test loss of both optimizers, by law of inputs."""
     figure, panels = plotting.new_figure(len(result.compared), width=5.2)
-    for axes, (name, compared) in zip(panels, result.compared.items(), strict=True):
+    for axes, (name, compared) in zip(np.atleast_1d(panels), result.compared.items(), strict=True):
         for color, label, trained in zip(
             plotting.COLORS, ("Adam", "SGD, momentum 0.9"), (compared.adam, compared.sgd), strict=False
         ):

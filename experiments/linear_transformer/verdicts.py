@@ -28,7 +28,7 @@ def claims(result: Result) -> list[Claim]:
     found += _unequal(result)
     for name, compared in result.compared.items():
         found += _optimizers(name, compared, config)
-    return [*found, *_tails(result)]
+    return [*found, *(_tails(result) if config.heavy else [])]
 
 
 def _where(layers: int, config: Config, inputs: str = "Gaussian inputs") -> str:
@@ -153,7 +153,7 @@ def _optimizers(name: str, compared: Compared, config: Config) -> list[Claim]:
 def _tails(result: Result) -> list[Claim]:
     gaussian, gamma = result.compared["gaussian"], result.compared["gamma"]
     config = result.config
-    where = f"{_where(max(config.layers), config, f'gamma inputs of shape {config.tail:g}')} and Gaussian ones"
+    where = f"{_where(config.compared_layers, config, f'gamma inputs of shape {config.tail:g}')} and Gaussian ones"
     tails = [np.quantile(each.noise, 0.999) for each in (gamma, gaussian)]
     gap, gaps = mean_over_seeds((_lead(gamma) - _lead(gaussian))[:, None]).at(0)
     return [

@@ -52,7 +52,7 @@ class Config:
     @classmethod
     def quick(cls) -> "Config":
         """Small sizes for continuous integration: the same claims in about a minute on two cores."""
-        return cls(width=64, learning_rate=5e-4, batch=64, steps=400)
+        return cls(length=8, width=128, learning_rate=1e-3, batch=128, steps=300, factors=(2.5,), every=10)
 
     def check(self) -> None:
         """Refuse impossible settings.

@@ -28,9 +28,8 @@ def claims(result: Result) -> list[Claim]:
     """
     found = []
     for whole in result.isotropic.values():
-        if whole.heads > 1:
-            found.append(_share(whole, result))
-        setting, enough = _in_pairs(whole, result)
+        found.append(_share(whole, result))
+        setting, enough = _off_saddles(whole, result)
         about = [_loss(setting, result), *_circuits(setting, result.config)]
         about += _single(setting, result) if setting.heads == 1 else _several(setting, result.config)
         about += _lengths(setting, result.config)
@@ -38,18 +37,18 @@ def claims(result: Result) -> list[Claim]:
     return [*found, *_order(result), *_anisotropic(result)]
 
 
-def _in_pairs(setting: Setting, result: Result) -> tuple[Setting, bool]:
-    """The seeds whose heads work in pairs; all of them, and False, where fewer than two do."""
+def _off_saddles(setting: Setting, result: Result) -> tuple[Setting, bool]:
+    """The seeds that have left the saddles; all of them, and False, where fewer than two have."""
     reached = result.reached(setting)
     return (setting.select(reached), True) if reached.sum() >= 2 else (setting, False)
 
 
 def _share(setting: Setting, result: Result) -> Claim:
     return Claim.at_least(
-        f"all-pair-up-{setting.heads}",
-        f"{_where(setting, result.config)}: share of {len(setting.ov)} seeds whose heads work in pairs after "
-        f"{result.config.steps} steps; what follows is about these. The others rest where all heads have one sign, "
-        f"which is no better than one head.",
+        f"all-leave-the-saddles-{setting.heads}",
+        f"{_where(setting, result.config)}: share of {len(setting.ov)} seeds that after {result.config.steps} steps do "
+        f"better than {'no head' if setting.heads == 1 else 'one head'}; what follows is about these. The others rest "
+        f"where {'the head is off' if setting.heads == 1 else 'all heads have one sign'}.",
         f"{PAPER} [emergence of the patterns]",
         predicted=1.0,
         measured=float(result.reached(setting).mean()),
@@ -203,7 +202,7 @@ def _order(result: Result) -> list[Claim]:
         return []
     config, several = result.config, [heads for heads in trained if heads > 1]
     fewest = min(several)
-    paired, enough = _in_pairs(trained[fewest], result)
+    paired, enough = _off_saddles(trained[fewest], result)
     one, pairs = trained[1].risks_by_length[:, 0], paired.risks_by_length[:, 0]
     count = min(len(one), len(pairs))
     measured, interval = mean_over_seeds((one[:count] - pairs[:count])[:, None]).at(0)
@@ -223,7 +222,7 @@ def _order(result: Result) -> list[Claim]:
 
 
 def _anisotropic(result: Result) -> list[Claim]:
-    (setting, enough), config = _in_pairs(result.anisotropic, result), result.config
+    (setting, enough), config = _off_saddles(result.anisotropic, result), result.config
     d, covariance = config.dimension, setting.task.covariance
     with jax.enable_x64(True):
         task = task_of(config, jnp.asarray(covariance, float))

@@ -42,7 +42,9 @@ def params():
     state = layer.init(jax.random.key(0), vocabulary=8, length=9, width=4, optimizer=optax.sgd(1.0))
     leaves, tree = jax.tree.flatten(state.params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(tree, [leaf + 0.3 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys)])
+    return jax.tree.unflatten(
+        tree, [leaf + 0.3 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+    )
 
 
 def test_forward_follows_the_definition(params):

@@ -78,7 +78,9 @@ def test_unknown_kinds_are_named():
 
 def test_clock_is_the_integral():
     v, start, mu, tau = jnp.array([0.3, 2.9]), jnp.array([0.05, 0.1]), jnp.array([1.0, 3.0]), 2.0
-    expected = [quad(lambda u, m=m: np.exp(-(u**2) / tau) / (m - u), a, b)[0] for a, b, m in zip(start, v, mu, strict=True)]
+    expected = [
+        quad(lambda u, m=m: np.exp(-(u**2) / tau) / (m - u), a, b)[0] for a, b, m in zip(start, v, mu, strict=True)
+    ]
     np.testing.assert_allclose(theory.nonlinear_clock(v, start, mu, tau), expected, rtol=1e-9)
 
 

@@ -35,9 +35,7 @@ def test_layers_follow_the_definition():
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_constructed_layers_are_steps_of_gradient_descent(steps):
-    prompts = linear_regression(
-        jax.random.key(0), batch=5, length=7, covariance=jnp.array([2.0, 1.0, 0.5]), noise=0.3
-    )
+    prompts = linear_regression(jax.random.key(0), batch=5, length=7, covariance=jnp.array([2.0, 1.0, 0.5]), noise=0.3)
     preconditioners = 0.3 * jax.random.normal(jax.random.key(1), (steps, 3, 3))
     found = layer.predict(layer.descent(layer.Free(jnp.zeros((steps, 3, 3)), preconditioners)), prompts)
     for index in range(5):
@@ -68,7 +66,9 @@ def test_laws_have_their_moments_and_one_step_its_risk(inputs, tail):
 def test_gaussian_inputs_agree_with_the_one_layer_theory():
     fourth = theory.fourth_moment("gaussian", 4)
     task = linear_attention_theory.Task(jnp.eye(4), length=9)
-    np.testing.assert_allclose(linear_attention_theory.best_product(task)[0, 0], theory.best_rate(9, fourth), rtol=1e-12)
+    np.testing.assert_allclose(
+        linear_attention_theory.best_product(task)[0, 0], theory.best_rate(9, fourth), rtol=1e-12
+    )
     least = 2 * linear_attention_theory.minimal_loss(task)
     np.testing.assert_allclose(least, theory.one_step_risk(4, 9, fourth), rtol=1e-12)
 

@@ -105,7 +105,13 @@ def test_risk_of_a_query_of_another_law():
     prior, product = jnp.diag(jnp.array([2.0, 0.7])), jnp.array([[0.4, 0.1], [0.0, 0.7]])
     task = Task(covariance, 6, prior=prior, noise=0.3)
     prompts = linear_regression(
-        jax.random.key(0), batch=400_000, length=6, covariance=covariance, prior=prior, noise=0.3, query_covariance=query
+        jax.random.key(0),
+        batch=400_000,
+        length=6,
+        covariance=covariance,
+        prior=prior,
+        noise=0.3,
+        query_covariance=query,
     )
     guess = jnp.einsum("bi,bid,de,be->b", prompts.y, prompts.x, product, prompts.x_query) / 6
     measured = float(jnp.mean((guess - prompts.y_query) ** 2))

@@ -46,7 +46,7 @@ class Config:
     @classmethod
     def quick(cls) -> "Config":
         """Small sizes for continuous integration: the same claims in seconds."""
-        return cls(length=20, steps=500, batch=64, test_prompts=256)
+        return cls(length=20, steps=400, batch=64, test_prompts=256)
 
     def check(self) -> None:
         """Refuse impossible settings.

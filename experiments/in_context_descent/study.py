@@ -169,9 +169,9 @@ def run(config: Config, context: Context) -> Result:
     return Result(config, constructed, scanned, trained)
 
 
-def draw(key: jax.Array, config: Config, batch: int, scale: float = 1.0) -> Prompts:
+def draw(key: jax.Array, config: Config, batch: int, scale: Any = 1.0) -> Prompts:
     """Noise-free prompts with uniform inputs, wider by a factor."""
-    spectrum = jnp.full(config.dimension, config.variance * scale**2, float)
+    spectrum = config.variance * scale**2 * jnp.ones(config.dimension, float)
     return linear_regression(key, batch=batch, length=config.length, covariance=spectrum, inputs="uniform")
 
 
@@ -287,8 +287,8 @@ def test(params: layer.Params, reference: layer.Params, key: jax.Array, config: 
     return np.asarray(_test(params, reference, key, config, chunks, scale), np.float64)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5))
-def _test(params, reference, key, config: Config, chunks: int, scale: float):
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _test(params, reference, key, config: Config, chunks: int, scale):
     def sensitive(weights, prompts):
         of = lambda query: (lambda y: (y.sum(), y))(layer.predict(weights, prompts._replace(x_query=query)))
         return jax.grad(of, has_aux=True)(prompts.x_query)

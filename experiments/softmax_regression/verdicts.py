@@ -34,7 +34,7 @@ def claims(result: Result) -> list[Claim]:
         about += _single(setting, result) if setting.heads == 1 else _several(setting, result.config)
         about += _lengths(setting, result.config)
         found += about if enough else [dataclasses.replace(claim, verdict="assumption-not-met") for claim in about]
-    return [*found, *_order(result), *_anisotropic(result)]
+    return [*found, *_order(result), *_anisotropic(result.anisotropic, result)]
 
 
 def _off_saddles(setting: Setting, result: Result) -> tuple[Setting, bool]:
@@ -221,8 +221,10 @@ def _order(result: Result) -> list[Claim]:
     ]
 
 
-def _anisotropic(result: Result) -> list[Claim]:
-    (setting, enough), config = _off_saddles(result.anisotropic, result), result.config
+def _anisotropic(whole: Setting | None, result: Result) -> list[Claim]:
+    if whole is None:
+        return []
+    (setting, enough), config = _off_saddles(whole, result), result.config
     d, covariance = config.dimension, setting.task.covariance
     with jax.enable_x64(True):
         task = task_of(config, jnp.asarray(covariance, float))

@@ -37,8 +37,8 @@ class Config:
     heads: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of heads."""
     condition_number: float = 4.0
-    """Largest over smallest eigenvalue of the anisotropic covariance, whose spectrum is geometric with mean one; 1 leaves
-    that setting out."""
+    """Largest over smallest eigenvalue of the anisotropic covariance, whose spectrum is geometric with mean one; 1
+    leaves that setting out."""
     anisotropic_heads: int = 4
     """Number of heads there, at least 2."""
     steps: int = 15_000

@@ -158,9 +158,13 @@ def run(config: Config, context: Context) -> Result:
         unit = draw(spectra_key, config, SPECTRA, scale=config.variance**-0.5)
         spectrum = jax.jit(theory.spectra)(unit)
         best = {
-            layers: (theory.best_rates(spectrum, layers), theory.best_transforming_rates(spectrum, layers))
+            layers: [
+                jax.tree.map(np.asarray, rates)
+                for rates in (theory.best_rates(spectrum, layers), theory.best_transforming_rates(spectrum, layers))
+            ]
             for layers in config.layers
         }
+        spectrum = np.asarray(spectrum)
     scanned = scan(config, jax.random.split(scan_key, config.seeds))
     trained = {
         layers: train(layers, *best[layers], spectrum, config, jax.random.fold_in(train_key, layers), context)
@@ -246,12 +250,13 @@ def train(
         if layers == 1:
             return float(one_step_risk_at(best_rate(config), config, scale))
         with jax.enable_x64(True):
-            return config.variance * scale**2 * float(theory.risk(scale**2 * spectrum, rates))
+            rates = jax.tree.map(jnp.asarray, rates)
+            return config.variance * scale**2 * float(theory.risk(jnp.asarray(scale**2 * spectrum), rates))
 
     # The steps that the layers are compared with act on inputs of this variance, those of `theory` on unit ones.
     in_units = lambda rates: jnp.asarray(rates, jnp.float32)[:, None, None] * jnp.eye(config.dimension)[None]
     labels = in_units(moving.labels) / config.variance
-    inputs = in_units(moving.inputs / jnp.where(moving.labels == 0, 1, moving.labels))
+    inputs = in_units(moving.inputs / np.where(moving.labels == 0, 1, moving.labels))
     reference = layer.descent(layer.Free(inputs, labels))
     of_moving = known(moving)
     risks, ends = [], [config.steps * piece // PIECES for piece in range(PIECES + 1)]

@@ -8,7 +8,7 @@ from experiments import in_context_descent as experiment
 from experiments.framework.context import UsageError
 
 ELSEWHERE = experiment.Config(
-    dimension=3, length=6, half_range=1.5, layers=(1,), steps=1200, learning_rate=5e-3, batch=128, seeds=2,
+    dimension=3, length=6, half_range=1.5, layers=(1,), steps=1000, learning_rate=5e-3, batch=128, seeds=4,
     test_scales=(1.4,), test_prompts=8192, seed=3,
 )  # fmt: skip
 

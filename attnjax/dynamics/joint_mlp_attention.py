@@ -50,7 +50,20 @@ class Info(NamedTuple):
 
 
 def identity(x: Array) -> Array:
-    """No activation."""
+    """No activation.
+
+        phi(x) = x
+
+    Args:
+        x: Anything.
+
+    Returns:
+        The same.
+
+    Example:
+        >>> print(identity(jnp.ones(2)))
+        [1. 1.]
+    """
     return x
 
 

@@ -23,6 +23,7 @@ weight to |V|^2, which the derivation has not.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import erf, erfinv
 from jaxtyping import Array, Float
 
@@ -212,7 +213,5 @@ def blow_up_time(start: Float[Array, " M"], discriminability: Float[Array, " M"]
 
 def _legendre(nodes: int):
     """Gauss-Legendre nodes and weights on [0, 1]."""
-    import numpy as np
-
     points, weights = np.polynomial.legendre.leggauss(nodes)
     return (points + 1) / 2, weights / 2

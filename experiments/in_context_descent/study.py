@@ -167,7 +167,9 @@ def run(config: Config, context: Context) -> Result:
         spectrum = np.asarray(spectrum)
     scanned = scan(config, jax.random.split(scan_key, config.seeds))
     trained = {
-        layers: train(layers, *best[layers], spectrum, config, jax.random.fold_in(train_key, layers), context)
+        layers: train(
+            layers, best[layers][0], best[layers][1], spectrum, config, jax.random.fold_in(train_key, layers), context
+        )
         for layers in config.layers
     }
     return Result(config, constructed, scanned, trained)

@@ -11,8 +11,25 @@ A record is here when its functions exist, pass the conformance suite, and a tes
 import dataclasses
 from collections.abc import Callable
 
-from attnjax import measures
+from attnjax import measures, tasks
 from attnjax.attention import attend, attention_weights, explain, masks, normalizers, scores, statistics
+from attnjax.dynamics import (
+    abrupt_learning,
+    abrupt_learning_theory,
+    autoregressive_attention,
+    autoregressive_attention_theory,
+    implicit_update,
+    joint_mlp_attention,
+    joint_mlp_attention_theory,
+    linear_attention,
+    linear_attention_theory,
+    linear_transformer,
+    linear_transformer_theory,
+    scan_and_snap,
+    scan_and_snap_theory,
+    softmax_attention,
+    softmax_attention_theory,
+)
 
 __all__ = ["RECORDS", "Cost", "Record", "Source"]
 
@@ -73,7 +90,115 @@ _PAPERS = "tests/measures/test_papers.py::"
 _SINKS = "tests/measures/test_sinks.py::"
 _DEVIATION = "tests/measures/test_deviation.py::"
 
+_DYNAMICS = "tests/dynamics/"
+
 RECORDS: tuple[Record, ...] = (
+    Record(
+        index=3,
+        title="JoMA: Demystifying Multilayer Transformers via JOint Dynamics of MLP and Attention",
+        source=Source("Tian et al.", 2023, "2310.00535"),
+        functions=(
+            joint_mlp_attention.step,
+            joint_mlp_attention_theory.implied_logits,
+            joint_mlp_attention_theory.nonlinear_flow,
+            joint_mlp_attention_theory.nonlinear_clock,
+            joint_mlp_attention_theory.linear_path,
+            joint_mlp_attention_theory.blow_up_time,
+        ),
+        cost=Cost("O(C M K) per step of C classes, M tokens, K units", "O(C M + M K)"),
+        forms=(),
+        checked=(
+            _DYNAMICS + "test_joint_mlp_attention.py::test_the_invariant_has_no_velocity",
+            _DYNAMICS + "test_joint_mlp_attention.py::test_every_clock_ticks_alike",
+            _DYNAMICS + "test_joint_mlp_attention.py::test_linear_path_solves_its_flow_and_blows_up_when_told",
+            "experiments/joint_dynamics/verdicts.py::claims",
+        ),
+        deviation=(
+            "The softmax invariant has no weight of the query in |V|^2, which the authors' code adds. The hierarchy "
+            "of latent variables and the language models of the paper are not trained."
+        ),
+    ),
+    Record(
+        index=10,
+        title="In-Context Linear Regression Demystified: Training Dynamics and Mechanistic Interpretability of "
+        "Multi-Head Softmax Attention",
+        source=Source("He et al.", 2025, "2503.12734"),
+        functions=(
+            softmax_attention.step,
+            softmax_attention.circuits,
+            softmax_attention_theory.moments,
+            softmax_attention_theory.debiased_step,
+            softmax_attention_theory.ridge_risk,
+        ),
+        cost=Cost("O(B H N D) per step of B prompts of N examples", "O(B H N)"),
+        forms=(),
+        checked=(
+            _DYNAMICS + "test_softmax_attention.py::test_moments_give_the_risk_of_heads",
+            _DYNAMICS + "test_softmax_attention.py::test_a_weak_opposite_pair_is_one_debiased_step",
+            "experiments/softmax_regression/verdicts.py::claims",
+        ),
+        deviation=(
+            "Losses are held against the least at finite dimension and length, not against the paper's formula for "
+            "large dimension, which is 8 to 10% lower at D = 5. Several tasks at once are not trained."
+        ),
+    ),
+    Record(
+        index=23,
+        title="Linear attention is (maybe) all you need (to understand transformer optimization)",
+        source=Source("Ahn et al.", 2023, "2310.01082"),
+        functions=(
+            linear_transformer.step,
+            linear_transformer.descent,
+            linear_transformer_theory.best_rates,
+            linear_transformer_theory.best_transforming_rates,
+            tasks.linear_regression,
+        ),
+        cost=Cost("O(L B N D^2) per step of B prompts of N examples", "O(B N D)"),
+        forms=(),
+        checked=(
+            _DYNAMICS + "test_linear_transformer.py::test_residual_is_that_of_the_layers",
+            _DYNAMICS + "test_linear_transformer.py::test_best_rates_are_the_best",
+            "experiments/linear_transformer/verdicts.py::claims",
+        ),
+        deviation="Directional smoothness and smoothness against the gradient's norm are not measured.",
+    ),
+    Record(
+        index=33,
+        title="Scan and Snap: Understanding Training Dynamics and Token Composition in 1-layer Transformer",
+        source=Source("Tian et al.", 2023, "2305.16380"),
+        functions=(
+            scan_and_snap.step,
+            scan_and_snap.ascent,
+            scan_and_snap_theory.decoder_height,
+            scan_and_snap_theory.drive,
+            scan_and_snap_theory.snapping_time,
+            scan_and_snap_theory.scanned,
+            tasks.token_classes,
+            tasks.sequences,
+        ),
+        cost=Cost("O(B (T + M)) per step of B sequences of T tokens out of M", "O(B M + M^2)"),
+        forms=(),
+        checked=(
+            _DYNAMICS + "test_scan_and_snap.py::test_the_closed_form_gradient_is_that_of_the_layer_on_tokens",
+            _DYNAMICS + "test_scan_and_snap_theory.py::test_scanned_solves_its_equation",
+            "experiments/scan_and_snap/verdicts.py::claims",
+        ),
+        deviation="The closed form of B(t) covers both branches of the paper's; no text is learned.",
+    ),
+    Record(
+        index=34,
+        title="Learning without training: The implicit dynamics of in-context learning",
+        source=Source("Dherin et al.", 2025, "2507.16003"),
+        functions=(implicit_update.implicit_update, implicit_update.implicit_gradients, implicit_update.updated),
+        cost=Cost("O(F E) per query", "O(F E)"),
+        forms=(),
+        checked=(
+            _DYNAMICS + "test_implicit_update.py::test_the_updated_weights_do_without_the_context",
+            _DYNAMICS + "test_implicit_update.py::test_any_attention_will_do",
+            _DYNAMICS + "test_implicit_update.py::test_token_by_token_it_is_gradient_descent",
+            "experiments/implicit_update/verdicts.py::claims",
+        ),
+    ),
     Record(
         index=62,
         title="Why Low-Precision Transformer Training Fails: An Analysis on Flash Attention",
@@ -95,6 +220,68 @@ RECORDS: tuple[Record, ...] = (
             "eighth; that of three does not go away, because the row's sum is rounded with the same bias. No "
             "training run is made to explode."
         ),
+    ),
+    Record(
+        index=89,
+        title="On Mesa-Optimization in Autoregressively Trained Transformers: Emergence and Capability",
+        source=Source("Zheng et al.", 2024, "2405.16845"),
+        functions=(
+            autoregressive_attention.step,
+            autoregressive_attention_theory.flow,
+            autoregressive_attention_theory.limit,
+            autoregressive_attention_theory.product_at,
+            tasks.linear_sequences,
+        ),
+        cost=Cost("O(B T D^2) per step of B sequences of T states", "O(B T D^2)"),
+        forms=(),
+        checked=(
+            _DYNAMICS + "test_autoregressive_attention.py::test_loss_and_flow_are_exact_averages",
+            _DYNAMICS + "test_autoregressive_attention.py::test_the_closed_form_solves_the_flow",
+            "experiments/mesa_optimization/verdicts.py::claims",
+        ),
+        deviation="Fresh batches and a falling learning rate in place of one fixed set and a constant rate.",
+    ),
+    Record(
+        index=90,
+        title="Trained Transformers Learn Linear Models In-Context",
+        source=Source("Zhang et al.", 2023, "2306.09927"),
+        functions=(
+            linear_attention.step,
+            linear_attention_theory.flow,
+            linear_attention_theory.global_minimum,
+            linear_attention_theory.risk,
+            tasks.linear_regression,
+        ),
+        cost=Cost("O(B N D) per step of B prompts of N examples", "O(B N D)"),
+        forms=(),
+        checked=(
+            _DYNAMICS + "test_linear_attention_theory.py::test_flow_ends_at_the_global_minimum",
+            _DYNAMICS + "test_linear_attention.py::test_risk_at_any_length_by_sampling",
+            "experiments/in_context_regression/verdicts.py::claims",
+        ),
+        deviation="Covariances drawn at random for every prompt are not trained on.",
+    ),
+    Record(
+        index=119,
+        title="What Happens During the Loss Plateau? Understanding Abrupt Learning in Transformers",
+        source=Source("Gopalani and Hu", 2025, "2506.13688"),
+        functions=(
+            abrupt_learning.step,
+            abrupt_learning.write,
+            abrupt_learning.attention_progress,
+            abrupt_learning.collapse,
+            abrupt_learning_theory.plateau_loss,
+            abrupt_learning_theory.repetition,
+            tasks.window_sums,
+        ),
+        cost=Cost("O(B T E (E + T)) per step of B sequences", "O(B T (E + T))"),
+        forms=(),
+        checked=(
+            _DYNAMICS + "test_abrupt_learning.py::test_forward_follows_the_definition",
+            _DYNAMICS + "test_abrupt_learning.py::test_exact_numbers_are_those_of_all_sequences",
+            "experiments/loss_plateau/verdicts.py::claims",
+        ),
+        deviation="Sums over a moving window with linear attention; the paper's other tasks are not trained.",
     ),
     Record(
         index=167,

@@ -4,7 +4,7 @@ One process, competitors in turns whose order alternates, medians, and the media
 timed call follows an untimed one of the same function, so that it meets neither the caches of the one before nor its
 threads, which OpenMP lets spin for a while. Nothing is timed before its values are right. Run it alone on the machine:
 
-    python benchmarks/attention_cpu.py --out runs/attention_cpu.json
+    python -m benchmarks.attention_cpu --out runs/attention_cpu.json
 """
 
 import dataclasses
@@ -12,12 +12,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
-import os
-import platform
-import shlex
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +26,7 @@ from rich.table import Table
 
 from attnjax import BlockSizes, attend, explain, masks
 from attnjax.attention._block_map import block_map, successors
+from benchmarks.measuring import Runs, WrongValues, alternate, cores, environment, relative_error
 
 Section = Literal["speed", "window", "crossover", "block-map", "decoding"]
 SECTIONS: tuple[Section, ...] = ("speed", "window", "crossover", "block-map", "decoding")
@@ -90,40 +86,7 @@ QUICK = {
 }
 
 
-Runs = dict[str, Callable[[], Any]]
-
-
-class WrongValues(Exception):
-    """An implementation's values are not those of the reference; its speed is of no interest."""
-
-
 # --- measuring --------------------------------------------------------------------------------------------------------
-
-
-def alternate(functions: Runs, repetitions: int) -> dict[str, Any]:
-    """Milliseconds of functions that run in turns, A B B A, and ratios to the first within a turn, as medians."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(repetitions + 1):
-        for name, function in functions.items() if turn % 2 else reversed(functions.items()):
-            jax.block_until_ready(function())
-            begin = time.perf_counter()
-            jax.block_until_ready(function())
-            if turn > 0:  # the first compiles
-                times[name].append(1e3 * (time.perf_counter() - begin))
-    first = times[next(iter(times))]
-    ratio = lambda other: statistics.median(b / a for a, b in zip(first, other, strict=True))
-    return {
-        "ms": {name: statistics.median(found) for name, found in times.items()},
-        "spread": {name: [min(found), max(found)] for name, found in times.items()},
-        "ratio_to_first": {name: ratio(found) for name, found in times.items()},
-        "repetitions": repetitions,
-    }
-
-
-def relative_error(got: Any, want: Any) -> float:
-    """RMS(got - want) / RMS(want)."""
-    got, want = (np.asarray(x, np.float64) for x in (got, want))
-    return float(np.sqrt(((got - want) ** 2).mean() / (want**2).mean()))
 
 
 def require_equal(label: str, got: Sequence[Any], want: Sequence[Any]) -> None:
@@ -354,42 +317,6 @@ RUN: dict[Section, Callable[[Config], Any]] = {
 
 
 # --- output -----------------------------------------------------------------------------------------------------------
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processor() -> str:
-    """The CPU's name, from where Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
-
-
-def version(package: str) -> str | None:
-    """Of an installed package; None of one that is absent or runs from its source tree."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def environment() -> dict[str, Any]:
-    packages = ("attnjax", "jax", "jaxlib", "numpy", "torch")
-    return {
-        "machine": {
-            "cpu": processor(),
-            "cores": cores(),
-            "load_before": os.getloadavg()[0],
-            "system": platform.platform(),
-        },
-        "device": str(jax.devices()[0]),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "dtype": "float32",
-    }
 
 
 def _timed_rows(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

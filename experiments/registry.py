@@ -2,7 +2,16 @@
 
 from typing import Any, Protocol
 
-from experiments import in_context_regression, language_model, scan_and_snap
+from experiments import (
+    implicit_update,
+    in_context_descent,
+    in_context_regression,
+    joint_dynamics,
+    language_model,
+    mesa_optimization,
+    scan_and_snap,
+    softmax_regression,
+)
 from experiments.framework.claim import Claim
 from experiments.framework.context import Context
 
@@ -20,6 +29,11 @@ class Experiment(Protocol):
 
 EXPERIMENTS: dict[str, Experiment] = {
     "in-context-regression": in_context_regression,
+    "softmax-regression": softmax_regression,
+    "in-context-descent": in_context_descent,
+    "mesa-optimization": mesa_optimization,
+    "implicit-update": implicit_update,
     "scan-and-snap": scan_and_snap,
+    "joint-dynamics": joint_dynamics,
     "language-model": language_model,
 }

@@ -18,7 +18,7 @@ TINY = dataclasses.replace(Config(), **QUICK)
 
 def test_the_command_writes_its_figures(tmp_path):
     out = tmp_path / "figures" / "attention.json"
-    command = [sys.executable, "benchmarks/attention_cpu.py", "--quick", "--only", "block-map", "--out", out]
+    command = [sys.executable, "-m", "benchmarks.attention_cpu", "--quick", "--only", "block-map", "--out", out]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, env=None)
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())

@@ -196,16 +196,17 @@ def minimal_loss(task: Task) -> Float[Array, ""]:
     return 0.5 * (_label_variance(task) - jnp.trace(best_product(task) @ _signal(task)))
 
 
-def risk(product: Float[Array, "D D"], task: Task) -> Float[Array, ""]:
+def risk(product: Float[Array, "D D"], task: Task, query: Float[Array, "D D"] | None = None) -> Float[Array, ""]:
     """Expected squared error of the predictor g^T A x_q on prompts of `task`, whatever it was trained on.
 
-        E (yhat - y_q)^2 = tr(P S) - 2 tr(A S P S) + tr(A S A^T M)
+        E (yhat - y_q)^2 = tr(P Q) - 2 tr(A Q P S) + tr(A Q A^T M),   Q the query's covariance
 
     `task.length` is the test prompt's: the training length enters through A alone.
 
     Args:
         product: A = w u.
         task: Distribution of the test prompts; y_q carries no noise.
+        query: Covariance of the query where it is another than the context's, S.
 
     Returns:
         The risk, in the unit of y squared; twice `population_loss`.
@@ -217,9 +218,11 @@ def risk(product: Float[Array, "D D"], task: Task) -> Float[Array, ""]:
 
     Source: Zhang, Frei, Bartlett, 2024, Theorem 4.2 bounds it; the equality for every A is an own derivation.
     """
-    explained = jnp.trace(product @ _signal(task))
-    spread = jnp.trace(product @ task.covariance @ product.T @ context_moment(task))
-    return _label_variance(task) - 2 * explained + spread
+    q = task.covariance if query is None else query
+    weighted = q if task.prior is None else q @ task.prior
+    explained = jnp.trace(product @ weighted @ task.covariance)
+    spread = jnp.trace(product @ q @ product.T @ context_moment(task))
+    return jnp.trace(weighted) - 2 * explained + spread
 
 
 def isotropic_product(

@@ -122,6 +122,29 @@ def circuits(params: Params) -> Circuits:
     return Circuits(kq, jnp.einsum("hf,hfe->he", params.o, params.v))
 
 
+def read(of: Circuits, tokens: Float[Array, "B T E"]) -> Float[Array, " B"]:
+    """What the heads make of the query, the last token, which they do not attend to.
+
+    Args:
+        of: Circuits.
+        tokens: Examples, then the query, of any layout that the circuits are made for.
+
+    Returns:
+        One number per prompt.
+
+    Example:
+        >>> mean = Circuits(jnp.zeros((1, 2, 2)), jnp.array([[0.0, 1.0]]))  # attends to all alike, reads the last entry
+        >>> print(read(mean, jnp.array([[[5.0, 1.0], [6.0, 3.0], [7.0, 0.0]]])))
+        [2.]
+
+    Source: the authors' code (src/models.py), arXiv 2503.12734.
+    """
+    examples, query = tokens[:, :-1], tokens[:, -1]
+    sought = jnp.einsum("hef,bf->bhe", of.kq, query)
+    weights = jax.nn.softmax(jnp.einsum("bie,bhe->bhi", examples, sought), axis=-1)
+    return jnp.einsum("bhi,bie,he->b", weights, examples, of.ov)
+
+
 def predict(of: Circuits, prompts: Prompts) -> Float[Array, " B"]:
     """The prediction for the query's label.
 
@@ -141,11 +164,7 @@ def predict(of: Circuits, prompts: Prompts) -> Float[Array, " B"]:
 
     Source: the authors' code (src/models.py), arXiv 2503.12734.
     """
-    tokens = prompt_tokens(prompts)
-    examples, query = tokens[:, :-1], tokens[:, -1]
-    sought = jnp.einsum("hef,bf->bhe", of.kq, query)
-    weights = jax.nn.softmax(jnp.einsum("bie,bhe->bhi", examples, sought), axis=-1)
-    return jnp.einsum("bhi,bie,he->b", weights, examples, of.ov)
+    return read(of, prompt_tokens(prompts))
 
 
 def loss(params: Params, prompts: Prompts) -> Float[Array, ""]:

@@ -31,10 +31,20 @@ def linear_regression(
     covariance: Float[Array, "D D"] | Float[Array, " D"],
     prior: Float[Array, "D D"] | Float[Array, " D"] | None = None,
     noise: float | Float[Array, ""] = 0.0,
+    inputs: str = "gaussian",
+    tail: float | Float[Array, ""] = 1.0,
+    query_covariance: Float[Array, "D D"] | Float[Array, " D"] | None = None,
 ) -> Prompts:
     """Draw prompts of noisy linear regression tasks.
 
-        w ~ N(0, prior);   x_1..x_N, x_q ~ N(0, covariance);   y_i = <w, x_i> + noise * N(0, 1);   y_q = <w, x_q>
+        w ~ N(0, prior);   x_i = covariance^{1/2} u_i;   y_i = <w, x_i> + noise * N(0, 1);   y_q = <w, x_q>
+
+    The u_i and u_q are independent, with unit variance in every direction:
+
+        gaussian    N(0, I)
+        uniform     independent entries on (-sqrt 3, sqrt 3)
+        sphere      sqrt(D) times a uniform direction
+        gamma       the same times sqrt(g), g ~ Gamma(tail, 1 / tail): heavy-tailed where tail is small
 
     Args:
         key: Random key; the prompts are a function of it.
@@ -43,12 +53,16 @@ def linear_regression(
         covariance: Of the inputs: a positive definite matrix, or its spectrum when the axes are the eigenvectors.
         prior: Covariance of the task vector, in the same two forms; None is the identity.
         noise: Standard deviation of the label noise, in the unit of y. The query's label has none.
+        inputs: "gaussian", "uniform", "sphere" or "gamma".
+        tail: Shape of the gamma law.
+        query_covariance: Of the query alone, in the same two forms; None is `covariance`.
 
     Returns:
         Prompts in the dtype of `covariance`.
 
     Raises:
-        ValueError: A size below one, a covariance that is neither a vector nor square, or a prior of another dimension.
+        ValueError: A size below one, a covariance that is neither a vector nor square, a prior of another dimension, or
+            an unknown law of inputs.
 
     Example:
         >>> prompts = linear_regression(jax.random.key(0), batch=2, length=7, covariance=jnp.ones(3))
@@ -56,8 +70,10 @@ def linear_regression(
         ((2, 7, 3), (2, 7))
 
     Source: Zhang, Frei, Bartlett, 2024, "Trained Transformers Learn Linear Models In-Context", Section 3.1,
-    arXiv 2306.09927.
-    Deviation: the paper has no label noise and the identity as prior; noise = 0 and prior = None give its prompts.
+    arXiv 2306.09927; uniform inputs: von Oswald et al., 2023, arXiv 2212.07677; sphere and gamma: Ahn et al., 2023,
+    arXiv 2310.01082.
+    Deviation: the first paper has no label noise and the identity as prior; noise = 0 and prior = None give its
+    prompts. The others scale their inputs otherwise, which `covariance` does here.
     """
     for name, size in (("batch", batch), ("length", length)):
         if size < 1:
@@ -69,11 +85,28 @@ def linear_regression(
     dtype, vectors = covariance.dtype, (length + 2) * d
     white = jax.random.normal(key, (batch, vectors + length), dtype)  # one draw is twice as fast as one for each part
     directions = white[:, :vectors].reshape(batch, length + 2, d)
-    inputs, w = _times(directions[:, :-1], input_root), _times(directions[:, -1], task_root)
-    x, x_query = inputs[:, :-1], inputs[:, -1]
+    if inputs != "gaussian":
+        directions = directions.at[:, :-1].set(_standardized(key, directions[:, :-1], inputs, tail))
+    query_root = input_root if query_covariance is None else _root(query_covariance, "query_covariance", d)
+    parts = zip((slice(-2), -2, -1), (input_root, query_root, task_root), strict=True)
+    x, x_query, w = (_times(directions[:, part], root) for part, root in parts)
     errors = jnp.asarray(noise, dtype) * white[:, vectors:]
     y = jnp.sum(x * w[:, None], axis=-1) + errors  # products and sums: XLA's CPU matrix products are slow at such sizes
     return Prompts(x, y, x_query, jnp.sum(x_query * w, axis=-1))
+
+
+def _standardized(key: Array, white: Array, inputs: str, tail: float | Array) -> Array:
+    """Inputs of another law than the Gaussian one, from Gaussian ones where they serve."""
+    d = white.shape[-1]
+    if inputs == "uniform":
+        return 3**0.5 * jax.lax.erf(white / 2**0.5)
+    on_sphere = white * (d**0.5 / jnp.linalg.norm(white, axis=-1, keepdims=True))
+    if inputs == "sphere":
+        return on_sphere
+    if inputs == "gamma":
+        squared_radii = jax.random.gamma(jax.random.fold_in(key, 1), tail, white.shape[:-1], white.dtype) / tail
+        return on_sphere * jnp.sqrt(squared_radii)[..., None]
+    raise ValueError(f"inputs must be gaussian, uniform, sphere or gamma, got {inputs!r}")
 
 
 def prompt_tokens(prompts: Prompts) -> Float[Array, "B T E"]:

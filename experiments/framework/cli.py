@@ -3,19 +3,23 @@
 import dataclasses
 import inspect
 import shlex
+import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Union
 
+import jax
 import tyro
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from experiments.framework.context import UsageError
+from experiments.framework.context import UsageError, new_progress
 from experiments.framework.record import Record, execute, finished, prepare_folder
 from experiments.framework.report import Entry, write_report
 from experiments.registry import EXPERIMENTS
@@ -49,6 +53,8 @@ class Report:
     """Folder for report.html, report.json and one subfolder per experiment."""
     fresh: bool = False
     """Run everything again. Without it, complete runs of the same config, code, versions and device are kept."""
+    jobs: int = 1
+    """Experiments that run at the same time, each in a process of its own; more than 1 needs a CPU."""
     strict: bool = False
     """Exit with status 1 when a claim fails."""
 
@@ -138,7 +144,12 @@ def _run(options: Run, command: str, console: Console) -> int:
 
 
 def _report(options: Report, command: str, console: Console) -> int:
+    if options.jobs < 1 or (options.jobs > 1 and jax.default_backend() != "cpu"):
+        raise UsageError(f"--jobs must be at least 1, and 1 on an accelerator, got {options.jobs}.")
     prepare_folder(options.out)
+    if options.jobs > 1:
+        _run_ahead(options, console)
+        options = dataclasses.replace(options, fresh=False)
     entries, records = [], []
     for name in EXPERIMENTS:
         try:
@@ -152,6 +163,29 @@ def _report(options: Report, command: str, console: Console) -> int:
     console.print(claims_table({name: record.claims for name, _, record, _ in entries if record}))
     console.print(f"Wrote {page} and report.json.")
     return 1 if len(records) < len(entries) else _status(records, strict=options.strict)
+
+
+def _run_ahead(options: Report, console: Console) -> None:
+    """Run what is not complete, several at a time; what breaks is left for the report to run again and describe."""
+
+    def run(name: str) -> None:
+        began, out = time.perf_counter(), options.out / name
+        if not options.fresh and finished(name, default_config(name, quick=options.quick), out) is not None:
+            return
+        prepare_folder(out)
+        (out / "claims.json").unlink(missing_ok=True)
+        command = [sys.executable, "-m", "experiments", "run", name, "--out", str(out)]
+        with (out / "run.log").open("w") as log:
+            child = subprocess.run([*command, *["--quick"] * options.quick], stdout=log, stderr=subprocess.STDOUT)
+        ended = "done" if child.returncode == 0 else f"ended with status {child.returncode}, see {out / 'run.log'}"
+        console.print(f"{name}: {ended} after {time.perf_counter() - began:.0f} s")
+
+    with new_progress(console) as progress, ThreadPoolExecutor(options.jobs) as pool:
+        task = progress.add_task(
+            f"{len(EXPERIMENTS)} experiments, {options.jobs} at a time", total=len(EXPERIMENTS), note=""
+        )
+        for _ in pool.map(run, EXPERIMENTS):
+            progress.advance(task)
 
 
 def _kept_or_run(name: str, options: Report, command: str, console: Console) -> Record:

@@ -20,7 +20,7 @@ from experiments.in_context_regression.flow import (
     time_to_converge,
     time_to_risk,
 )
-from experiments.in_context_regression.sgd import Trained
+from experiments.in_context_regression.sgd import Shift, Trained
 
 SETTINGS = ("isotropic", "anisotropic", "noisy")
 ISOTROPIC, ANISOTROPIC, NOISY = range(3)
@@ -63,6 +63,18 @@ class Result(NamedTuple):
     config: Any
     settings: tuple[Setting, ...]
     sgd: Trained
+
+
+def shifts(covariance: Any) -> dict[str, Shift]:
+    """Test prompts that differ from the noise-free training ones in one respect each; traces stay the same."""
+    d = len(covariance)
+    eye = jnp.eye(d, dtype=covariance.dtype) * jnp.trace(covariance) / d
+    unit = jnp.eye(d, dtype=covariance.dtype)
+    return {
+        "task": Shift(covariance, covariance * d / jnp.trace(covariance), covariance),
+        "query": Shift(covariance, unit, eye),
+        "covariate": Shift(eye, unit, eye),
+    }
 
 
 def problem(name: str, config: Any, key: jax.Array) -> tuple[theory.Task, jax.Array]:

@@ -30,6 +30,20 @@ class Ensemble(NamedTuple):
     learning_rates: Any
 
 
+class Shift(NamedTuple):
+    """Test prompts of another law than the training ones.
+
+    Attributes:
+        covariance: Of the context's inputs `[D, D]`.
+        prior: Of the task vector `[D, D]`.
+        query: Covariance of the query's input `[D, D]`.
+    """
+
+    covariance: Any
+    prior: Any
+    query: Any
+
+
 class Trained(NamedTuple):
     """What SGD did, in float64 on the host.
 
@@ -44,6 +58,7 @@ class Trained(NamedTuple):
         stray: Norm of all entries outside the two blocks over the norm of all, at the end `[settings, seeds]`.
         lengths: Prompt lengths of `risks_by_length`, the training length first `[L]`.
         risks_by_length: Test risk at the end `[settings, seeds, L]`.
+        risks_by_shift: Test risk at the end of one of the settings, by name of the shift `[seeds]`.
     """
 
     steps: int
@@ -56,9 +71,18 @@ class Trained(NamedTuple):
     stray: np.ndarray
     lengths: tuple[int, ...]
     risks_by_length: np.ndarray
+    risks_by_shift: dict[str, np.ndarray]
 
 
-def train(ensemble: Ensemble, config: Any, steps: int, key: jax.Array, context: Context) -> Trained:
+def train(
+    ensemble: Ensemble,
+    config: Any,
+    steps: int,
+    key: jax.Array,
+    context: Context,
+    shifts: dict[str, Shift],
+    shifted: int,
+) -> Trained:
     """Train and test every setting and seed.
 
     Args:
@@ -67,6 +91,8 @@ def train(ensemble: Ensemble, config: Any, steps: int, key: jax.Array, context: 
         steps: A multiple of `config.checkpoints`.
         key: Random key.
         context: Surroundings, for progress.
+        shifts: Further tests, by name.
+        shifted: The setting that they are for.
 
     Returns:
         The measurements.
@@ -90,6 +116,17 @@ def train(ensemble: Ensemble, config: Any, steps: int, key: jax.Array, context: 
         np.asarray(_risk(state, jax.random.fold_in(final_key, n), ensemble, prompts=config.test_prompts, length=n))
         for n in context.track(lengths, "test at other lengths")
     ]
+    last = jax.tree.map(lambda leaf: leaf[shifted], state)
+    shift_keys = jax.random.split(jax.random.fold_in(final_key, 0), config.seeds)
+    by_shift = {
+        name: np.asarray(
+            _shifted_risk(
+                last, shift_keys, jax.tree.map(jnp.float32, shift), prompts=config.test_prompts, length=config.length
+            ),
+            np.float64,
+        )
+        for name, shift in shifts.items()
+    }
     rates = np.asarray(ensemble.learning_rates, np.float64)
     return Trained(
         steps=steps,
@@ -102,6 +139,7 @@ def train(ensemble: Ensemble, config: Any, steps: int, key: jax.Array, context: 
         stray=np.asarray(_stray(state), np.float64),
         lengths=lengths,
         risks_by_length=np.stack(by_length, axis=-1).astype(np.float64),
+        risks_by_shift=by_shift,
     )
 
 
@@ -142,6 +180,25 @@ def _risk(state, key, ensemble, *, prompts: int, length: int):
         return jnp.mean(jax.lax.map(chunk, jax.random.split(key, -(-prompts // TEST_CHUNK))))
 
     return _over_runs(risk)(state, jax.random.split(key, state.step.shape[1]), ensemble)
+
+
+@jax.jit(static_argnames=("prompts", "length"))
+def _shifted_risk(state, keys, shift: Shift, *, prompts: int, length: int):
+    """Mean squared error of every run of one setting on prompts of another law."""
+
+    def risk(state, key):
+        draw = lambda key: linear_regression(
+            key,
+            batch=TEST_CHUNK,
+            length=length,
+            covariance=shift.covariance,
+            prior=shift.prior,
+            query_covariance=shift.query,
+        )
+        chunk = lambda key: 2 * linear_attention.loss(state.params, draw(key))
+        return jnp.mean(jax.lax.map(chunk, jax.random.split(key, -(-prompts // TEST_CHUNK))))
+
+    return jax.vmap(risk)(state, keys)
 
 
 def _products(state):

@@ -8,7 +8,16 @@ import jax
 import numpy as np
 
 from experiments.framework.context import Context, UsageError
-from experiments.in_context_regression.settings import SETTINGS, Result, batch_size, problem, schedule, solve
+from experiments.in_context_regression.settings import (
+    ANISOTROPIC,
+    SETTINGS,
+    Result,
+    batch_size,
+    problem,
+    schedule,
+    shifts,
+    solve,
+)
 from experiments.in_context_regression.sgd import Ensemble, train
 
 
@@ -117,10 +126,11 @@ def run(config: Config, context: Context) -> Result:
         steps, rates = schedule(config, problems)
         pairs = list(zip(problems, rates, strict=True))
         settings = tuple(solve(*pair, config, steps) for pair in context.track(pairs, "gradient flow"))
+        others = shifts(settings[ANISOTROPIC].task.covariance)
     ensemble = Ensemble(
         covariances=np.stack([setting.task.covariance for setting in settings]),
         noises=np.stack([setting.task.noise for setting in settings]),
         thetas=np.stack([setting.theta for setting in settings]),
         learning_rates=np.asarray(rates),
     )
-    return Result(config, settings, train(ensemble, config, steps, train_key, context))
+    return Result(config, settings, train(ensemble, config, steps, train_key, context, others, ANISOTROPIC))

@@ -16,7 +16,15 @@ from experiments.in_context_regression.measures import (
     single,
     spectrum_of,
 )
-from experiments.in_context_regression.settings import ANISOTROPIC, ISOTROPIC, NOISY, SETTINGS, Result, closed_form
+from experiments.in_context_regression.settings import (
+    ANISOTROPIC,
+    ISOTROPIC,
+    NOISY,
+    SETTINGS,
+    Result,
+    closed_form,
+    shifts,
+)
 
 PAPER = (
     "Zhang, Frei, Bartlett, 2024, Trained Transformers Learn Linear Models In-Context, JMLR 25(49), arXiv 2306.09927"
@@ -33,7 +41,8 @@ def claims(result: Result) -> list[Claim]:
         The claims.
     """
     with jax.enable_x64(True):
-        return [*flow_claims(result), *sgd_claims(result), *length_claims(result), *noise_claims(result)]
+        more = [*shift_claims(result), *noise_claims(result)]
+        return [*flow_claims(result), *sgd_claims(result), *length_claims(result), *more]
 
 
 def flow_claims(result: Result) -> list[Claim]:
@@ -206,6 +215,35 @@ def length_claims(result: Result) -> list[Claim]:
                 relative_tolerance=0.05,
                 reason="Elsewhere than at the training length the product is not the best one, so what SGD errs in it "
                 "counts in first order; and the test set is finite.",
+            )
+        )
+    return found
+
+
+def shift_claims(result: Result) -> list[Claim]:
+    """The layer tested on other laws of tasks, queries and contexts than that of its training."""
+    config, setting = result.config, result.settings[ANISOTROPIC]
+    says = {
+        "task": "tasks are likelier along the inputs' large variances",
+        "query": "the query's inputs have equal variances, the context's have not",
+        "covariate": "all inputs have equal variances",
+    }
+    found = []
+    for name, shift in shifts(setting.task.covariance).items():
+        measured, interval = single(result.sgd.risks_by_shift[name])
+        task = setting.task._replace(covariance=shift.covariance, prior=shift.prior)
+        found.append(
+            Claim.equal(
+                f"sgd-risk-under-{name}-shift",
+                f"{spectrum_of(result)}, D = {config.dimension}, N = {config.length}, {config.seeds} seeds: test risk "
+                f"where {says[name]}.",
+                f"Own derivation; {PAPER} [task, query and covariate shift]",
+                predicted=float(theory.risk(setting.product, task, shift.query)),
+                measured=measured,
+                interval=interval,
+                relative_tolerance=0.05,
+                reason="The product is not the best one for another law, so what SGD errs in it counts in first order; "
+                "and the test set is finite.",
             )
         )
     return found

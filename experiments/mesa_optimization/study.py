@@ -47,7 +47,7 @@ class Config:
     stiffness: float = 0.1
     """First learning rate times the largest curvature on the way; small is close to gradient flow."""
     batch: int = 256
-    """Fresh sequences per step and seed."""
+    """Fresh sequences per step and seed; an eighth of that where first states are not Gaussian."""
     seeds: int = 8
     """Independent runs of gradient descent, in one vmap; at least 2."""
     test_sequences: int = 16384
@@ -58,7 +58,7 @@ class Config:
     @classmethod
     def quick(cls) -> "Config":
         """Small sizes for continuous integration: the same claims in under a minute on two cores."""
-        return cls(length=30, stiffness=0.2, seeds=4, test_sequences=8192)
+        return cls(length=12, stiffness=0.2)
 
     def check(self) -> None:
         """Refuse impossible settings.
@@ -166,8 +166,10 @@ def study(name: str, config: Config, key: jax.Array) -> Setting:
         expected = float(theory.population_loss(limit / 2, moments, config.length, config.dimension, modulus))
     times, flows, closed, drifts = zip(*paths, strict=True)
     train_key, test_key = jax.random.split(key)
+    # Sixth moments of Gaussians have heavy tails, those of other starts have none: these need few samples.
+    few = config if LAWS[name] == "gaussian" else dataclasses.replace(config, batch=max(1, config.batch // 8))
     draw = sampler(config, LAWS[name], modulus)
-    state, products = train(jax.random.split(train_key, config.seeds), draw, config, np.asarray(rates, np.float32))
+    state, products = train(jax.random.split(train_key, config.seeds), draw, few, np.asarray(rates, np.float32))
     tests = test(jax.random.split(test_key, config.seeds), draw, config, state.params, limit / 2, published)
     d = config.dimension
     blocks = np.stack([state.params.w_pv[:, :, :d].real, state.params.w_kq[:, d:, :d].real]).astype(np.float64)

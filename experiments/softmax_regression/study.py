@@ -17,10 +17,11 @@ from attnjax.dynamics import softmax_attention_theory as theory
 from attnjax.dynamics.linear_attention_theory import Task
 from attnjax.tasks import Prompts, geometric_spectrum, linear_regression
 from experiments.framework.context import Context, UsageError
+from experiments.framework.training import advance
 
 CHUNK = 1024  # test prompts in memory at a time, per seed
-PIECES = 20  # of a run, between which the loss is measured
-PAIR = 2  # heads of the anisotropic setting
+WEAK = 0.01  # strength of the pair of heads that is as good as one debiased step
+PIECES = 10  # of a run, between which the loss is measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,10 @@ class Config:
     heads: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of heads."""
     condition_number: float = 4.0
-    """Largest over smallest eigenvalue of the anisotropic covariance, whose spectrum is geometric with mean one."""
+    """Largest over smallest eigenvalue of the anisotropic covariance, whose spectrum is geometric with mean one; 1
+    leaves that setting out."""
+    anisotropic_heads: int = 4
+    """Number of heads there, at least 2."""
     steps: int = 15_000
     """Steps of Adam."""
     learning_rate: float = 1e-3
@@ -55,7 +59,16 @@ class Config:
     @classmethod
     def quick(cls) -> "Config":
         """Small sizes for continuous integration: the same claims in under a minute on two cores."""
-        return cls(heads=(1, 2), steps=5000, seeds=2, test_lengths=(20, 100), test_prompts=32768)
+        return cls(
+            heads=(1, 4),
+            condition_number=1.0,
+            steps=3000,
+            learning_rate=5e-3,
+            batch=128,
+            seeds=3,
+            test_lengths=(100,),
+            test_prompts=16384,
+        )
 
     def check(self) -> None:
         """Refuse impossible settings.
@@ -63,7 +76,8 @@ class Config:
         Raises:
             UsageError: Naming the flag, what it was and what it must be.
         """
-        for name, least in {"dimension": 1, "length": 2, "steps": 1, "batch": 1, "seeds": 2, "test_prompts": 1}.items():
+        sizes = {"dimension": 1, "length": 2, "steps": PIECES, "batch": 1, "seeds": 2, "test_prompts": 1}
+        for name, least in (sizes | {"anisotropic_heads": 2}).items():
             if getattr(self, name) < least:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}.")
         for name in ("noise_variance", "learning_rate"):
@@ -109,6 +123,11 @@ class Setting(NamedTuple):
         d = self.kq.shape[-1] - 1
         return np.trace(self.kq[..., :d, :d], axis1=-2, axis2=-1) / d
 
+    def select(self, seeds: np.ndarray) -> "Setting":
+        """The same of some of the seeds."""
+        names = ("risks", "kq", "ov", "risks_by_length", "predicted_by_length")
+        return self._replace(**{name: getattr(self, name)[seeds] for name in names})
+
     @property
     def mu(self) -> np.ndarray:
         """What each head's average label counts `[R, H]`."""
@@ -132,7 +151,7 @@ class Result(NamedTuple):
         pair: The best of two heads of opposite strengths.
         ridge: The least risk of any predictor.
         isotropic: By number of heads.
-        anisotropic: Two heads, inputs with unequal variances.
+        anisotropic: Inputs with unequal variances; None where the condition number is 1.
     """
 
     config: Config
@@ -140,7 +159,16 @@ class Result(NamedTuple):
     pair: Optimum
     ridge: float
     isotropic: dict[int, Setting]
-    anisotropic: Setting
+    anisotropic: Setting | None
+
+    def reached(self, setting: Setting) -> np.ndarray:
+        """Seeds that have left the saddles, judged by which of two risks theirs is nearer to, by ratio `[R]`.
+
+        Several heads whose strengths have one sign are no better than one head; a head of strength zero predicts
+        nothing, at a risk of one. Training may take very long to leave either.
+        """
+        better, worse = (self.single.risk, 1.0) if setting.heads == 1 else (self.pair.risk, self.single.risk)
+        return setting.risks_by_length[:, 0] < math.sqrt(better * worse)
 
 
 def run(config: Config, context: Context) -> Result:
@@ -163,11 +191,24 @@ def run(config: Config, context: Context) -> Result:
         single, pair = (best(config, signs, optimum_key) for signs in ((1.0,), (1.0, -1.0)))
         ridge = float(theory.ridge_risk(optimum_key, task_of(config, jnp.eye(d))))
     isotropic = {
-        heads: study(heads, task_of(config, jnp.eye(d)), config, jax.random.fold_in(train_key, heads), context)
+        heads: with_expected(
+            study(
+                heads,
+                task_of(config, jnp.eye(d)),
+                config,
+                jax.random.fold_in(train_key, heads),
+                context,
+                config.test_lengths,
+            ),
+            config,
+            optimum_key,
+        )
         for heads in config.heads
     }
-    spectrum = jnp.diag(geometric_spectrum(d, config.condition_number))
-    anisotropic = study(PAIR, task_of(config, spectrum), config, other_key, context)
+    anisotropic = None
+    if config.condition_number > 1:
+        spectrum = jnp.diag(geometric_spectrum(d, config.condition_number))
+        anisotropic = study(config.anisotropic_heads, task_of(config, spectrum), config, other_key, context)
     return Result(config, single, pair, ridge, isotropic, anisotropic)
 
 
@@ -180,21 +221,40 @@ def task_of(config: Config, covariance: jax.Array) -> Task:
 
 def best(config: Config, signs: tuple[float, ...], key: jax.Array) -> Optimum:
     """The least risk over one strength, each head with its sign, and over all mu; same inputs for every strength."""
-    knobs = {"dimension": config.dimension, "length": config.length, "noise": math.sqrt(config.noise_variance)}
+    exact = known(config, config.length, key)
 
     @jax.jit
     def at(omega):
-        of = theory.moments(key, omega * jnp.array(signs), **knobs)
+        of = sampled_moments(key, omega * jnp.array(signs), config, config.length)
         mu = theory.best_mu(of)
         return theory.risk(mu, of), mu[0]
 
     found: Any = minimize_scalar(lambda omega: float(at(omega)[0]), bounds=(0.01, 2.0), method="bounded")
     risk, mu = at(found.x)
-    return Optimum(float(found.x), float(mu), float(risk))
+    return Optimum(float(found.x), float(mu), float(risk) + exact)
 
 
-def study(heads: int, task: Task, config: Config, key: jax.Array, context: Context) -> Setting:
-    """Train and test one number of heads."""
+def sampled_moments(key: jax.Array, omega: jax.Array, config: Config, length: int) -> theory.Moments:
+    """Coefficients of the risk on sampled inputs, isotropic."""
+    noise = math.sqrt(config.noise_variance)
+    return theory.moments(key, omega, dimension=config.dimension, length=length, noise=noise)
+
+
+def known(config: Config, length: int, key: jax.Array) -> float:
+    """A control variate: the exact risk of a weak opposite pair, one debiased step, less that on the same inputs."""
+    task = task_of(config, jnp.eye(config.dimension))._replace(length=length)
+
+    def of_pair():
+        of = sampled_moments(key, WEAK * jnp.array([1.0, -1.0]), config, length)
+        return theory.risk(theory.best_mu(of), of)
+
+    return float(theory.debiased_risk(task)) - float(jax.jit(of_pair)())
+
+
+def study(
+    heads: int, task: Task, config: Config, key: jax.Array, context: Context, others: tuple[int, ...] = ()
+) -> Setting:
+    """Train one number of heads, and test it at its own length and others."""
     train_key, init_key, test_key = jax.random.split(key, 3)
     optimizer = optax.adam(optax.linear_schedule(config.learning_rate, 0.0, config.steps // 2, config.steps // 2))
     start = functools.partial(layer.init, dimension=config.dimension, heads=heads, optimizer=optimizer)
@@ -202,22 +262,16 @@ def study(heads: int, task: Task, config: Config, key: jax.Array, context: Conte
     keys = jax.random.split(train_key, config.seeds)
     ends = [config.steps * piece // PIECES for piece in range(PIECES + 1)]
     risks = []
+    step = lambda state, key: layer.step(state, draw(key, task, config.batch, config.length), optimizer)
     for piece in context.track(range(PIECES), f"Adam, {config.steps} steps of {heads} heads"):
-        steps = ends[piece + 1] - ends[piece]
-        state = _advance(state, keys, task, optimizer, steps, config.batch, config.length)
-        risks.append(
-            test(
-                jax.vmap(layer.circuits)(state.params),
-                task,
-                jax.random.fold_in(test_key, piece),
-                config.test_prompts // 8,
-            )
-        )
+        state = advance(step, state, keys, ends[piece + 1] - ends[piece])[0]
+        circuits, fresh = jax.vmap(layer.circuits)(state.params), jax.random.fold_in(test_key, piece)
+        risks.append(test(circuits, task, fresh, config.test_prompts // 8))
     circuits = jax.vmap(layer.circuits)(state.params)
-    lengths = (config.length, *(length for length in config.test_lengths if length != config.length))
-    others = [task._replace(length=length) for length in lengths]
-    by_length = [test(circuits, other, jax.random.fold_in(key, other.length), config.test_prompts) for other in others]
-    setting = Setting(
+    lengths = (config.length, *(length for length in others if length != config.length))
+    tasks = [task._replace(length=length) for length in lengths]
+    by_length = [test(circuits, other, jax.random.fold_in(key, other.length), config.test_prompts) for other in tasks]
+    return Setting(
         heads,
         jax.tree.map(np.asarray, task),
         np.stack(risks, axis=-1),
@@ -227,29 +281,19 @@ def study(heads: int, task: Task, config: Config, key: jax.Array, context: Conte
         np.stack(by_length, axis=-1),
         np.empty((config.seeds, 0)),
     )
-    expected = [_expected(setting.omega, setting.mu, test_key, config, length) for length in lengths]
+
+
+def with_expected(setting: Setting, config: Config, key: jax.Array) -> Setting:
+    """The same with the risk that heads of its strengths have at every length it was tested at."""
+    expected = [_expected(setting.omega, setting.mu, key, config, length) for length in setting.lengths]
     return setting._replace(predicted_by_length=np.stack(expected, axis=-1))
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
-def _advance(state, keys, task, optimizer, steps: int, batch: int, length: int):
-    """`steps` steps of every run."""
-
-    def one(state, key):
-        def step(state, _):
-            fresh = draw(jax.random.fold_in(key, state.step), task, batch, length)
-            return layer.step(state, fresh, optimizer)[0], None
-
-        return jax.lax.scan(step, state, length=steps)[0]
-
-    return jax.vmap(one)(state, keys)
-
-
 def draw(key: jax.Array, task: Task, batch: int, length: int) -> Prompts:
-    """Prompts of a task; `length` is given apart because it is part of the shape."""
-    return linear_regression(
-        key, batch=batch, length=length, covariance=task.covariance, prior=task.prior, noise=task.noise
-    )
+    """Prompts of a task, whose covariances are diagonal; `length` is given apart because it is part of the shape."""
+    assert task.prior is not None
+    variances, prior = jnp.diagonal(task.covariance), jnp.diagonal(task.prior)
+    return linear_regression(key, batch=batch, length=length, covariance=variances, prior=prior, noise=task.noise)
 
 
 def test(circuits: layer.Circuits, task: Task, key: jax.Array, prompts: int) -> np.ndarray:
@@ -284,7 +328,10 @@ def _differences(circuits, task, step, key, chunks: int, length: int):
 
 def _expected(omega: np.ndarray, mu: np.ndarray, key: jax.Array, config: Config, length: int) -> Any:
     """Risk at a length of heads that have the measured strengths and nothing else, isotropic inputs `[R]`."""
-    knobs = {"dimension": config.dimension, "length": length, "noise": math.sqrt(config.noise_variance)}
-    of = jax.jit(lambda omega, mu: theory.risk(mu, theory.moments(key, omega, **knobs)))
+
+    def of(omega, mu):
+        return theory.risk(mu, sampled_moments(key, omega, config, length))
+
     with jax.enable_x64(True):
-        return np.array([float(of(*pair)) for pair in zip(jnp.asarray(omega), jnp.asarray(mu), strict=True)])
+        risks = jax.jit(lambda omega, mu: jax.lax.map(lambda pair: of(*pair), (omega, mu)))
+        return np.asarray(risks(jnp.asarray(omega), jnp.asarray(mu))) + known(config, length, key)

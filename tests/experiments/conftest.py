@@ -1,9 +1,11 @@
 """What every test of an experiment needs: ranks as users have them, and a way to run one."""
 
+import functools
+
 import jax
 import pytest
 
-from experiments.framework.context import Context, new_progress
+from experiments.framework import inline
 
 
 @pytest.fixture(autouse=True)
@@ -15,9 +17,4 @@ def ranks_as_users_have_them():
 @pytest.fixture
 def run(tmp_path):
     """`run(experiment, config)`, the result."""
-
-    def run(experiment, config):
-        with new_progress() as progress:
-            return experiment.run(config, Context(out=tmp_path, seed=config.seed, quick=True, progress=progress))
-
-    return run
+    return functools.partial(inline.run, out=tmp_path)

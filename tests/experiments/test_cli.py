@@ -188,6 +188,15 @@ def test_report_gathers_everything_in_one_page(toys, tmp_path):
     assert document["versions"]["jax"] in page
 
 
+def test_report_with_several_processes_describes_what_breaks_in_them(toys, tmp_path, capsys):
+    """The toys are unknown to the processes, which end with status 2; the report then runs them itself."""
+    assert cli.main(["report", "--quick", "--jobs", "2", "--out", str(tmp_path)]) == 0
+    assert "ended with status 2" in capsys.readouterr().out
+    assert "right" in (tmp_path / "right" / "run.log").read_text()
+    assert [one["name"] for one in read(tmp_path / "report.json")["experiments"]] == ["right", "wrong"]
+    assert cli.main(["report", "--jobs", "0", "--out", str(tmp_path)]) == 2
+
+
 def test_report_keeps_complete_runs_of_the_same_settings(toys, tmp_path):
     for arguments, runs in (([], 1), ([], 1), (["--fresh"], 2), (["--quick"], 3), (["--quick"], 3)):
         cli.main(["report", *arguments, "--out", str(tmp_path)])

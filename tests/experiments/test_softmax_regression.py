@@ -1,4 +1,4 @@
-"""Settings that the experiment refuses."""
+"""The experiment end to end, at settings far from its defaults."""
 
 import dataclasses
 
@@ -6,6 +6,22 @@ import pytest
 
 from experiments import softmax_regression as experiment
 from experiments.framework.context import UsageError
+
+ELSEWHERE = experiment.Config(
+    dimension=3, length=20, noise_variance=0.3, heads=(1, 4), condition_number=2.0, steps=2000, learning_rate=3e-3,
+    batch=128, seeds=3, test_lengths=(60,), test_prompts=16384, seed=3,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_claims_hold_elsewhere_and_see_a_wrong_theory(run):
+    result = run(experiment, ELSEWHERE)
+    verdicts = {claim.id: claim.verdict for claim in experiment.claims(result)}
+    assert {verdicts[id] for id in ("loss-1", "loss-4", "one-head-is-worse", "gradient-step-4")} == {"pass"}
+    assert set(experiment.plot(result)) == {"figure_1_circuits", "loss_over_time", "loss_by_length"}
+    told = result._replace(config=dataclasses.replace(ELSEWHERE, length=30), pair=result.single, single=result.pair)
+    wrong = {claim.id for claim in experiment.claims(told) if claim.verdict == "fail"}
+    assert {"loss-1", "loss-4", "one-head-is-worse", "gradient-step-4"} <= wrong
 
 
 @pytest.mark.parametrize(

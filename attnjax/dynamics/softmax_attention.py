@@ -142,7 +142,8 @@ def read(of: Circuits, tokens: Float[Array, "B T E"]) -> Float[Array, " B"]:
     examples, query = tokens[:, :-1], tokens[:, -1]
     sought = jnp.einsum("hef,bf->bhe", of.kq, query)
     weights = jax.nn.softmax(jnp.einsum("bie,bhe->bhi", examples, sought), axis=-1)
-    return jnp.einsum("bhi,bie,he->b", weights, examples, of.ov)
+    means = jnp.einsum("bhi,bie->bhe", weights, examples)  # first: half the cost of reading every example
+    return jnp.einsum("bhe,he->b", means, of.ov)
 
 
 def predict(of: Circuits, prompts: Prompts) -> Float[Array, " B"]:

@@ -131,8 +131,21 @@ def sequences(key: Key[Array, ""], classes: TokenClasses, *, batch: int, length:
             raise ValueError(f"{name} must be at least {bound}, got {value}")
     class_key, token_key = jax.random.split(key)
     drawn = jax.random.randint(class_key, (batch,), 0, classes.last.size)
-    cumulative = jnp.cumsum(classes.contextual, axis=1)
-    at_most = cumulative.at[:, -1].set(jnp.inf)[drawn, None]  # rounding must not leave the last token out
-    uniform = jax.random.uniform(token_key, (batch, length - 1, 1), classes.contextual.dtype)
-    context = jnp.sum(uniform * cumulative[drawn, None, -1:] >= at_most, axis=-1, dtype=jnp.int32)
+    uniform = jax.random.uniform(token_key, (batch, length - 1), classes.contextual.dtype)
+    context = _quantiles(jnp.cumsum(classes.contextual, axis=1), drawn, uniform)
     return Sequences(context, classes.last[drawn], classes.next[drawn])
+
+
+def _quantiles(cumulative: Float[Array, "C M"], of: Int[Array, " B"], levels: Float[Array, "B L"]) -> Int[Array, "B L"]:
+    """The first index whose cumulative weight exceeds a fraction of the total, for several laws, by bisection.
+
+    `jnp.searchsorted` takes one sorted array per call; under vmap it copies the law of every row.
+    """
+    total, m = cumulative[of, -1:], cumulative.shape[1]
+    flat, start, sought = cumulative.reshape(-1), of[:, None] * m, levels * total
+    index = jnp.zeros(levels.shape, jnp.int32)
+    for stride in (1 << bit for bit in reversed(range(m.bit_length()))):
+        probed = jnp.minimum(index + stride, m) - 1  # all below `index` are passed; are those up to here?
+        passed = (index + stride <= m) & (flat[start + probed] <= sought)
+        index = jnp.where(passed, index + stride, index)
+    return jnp.minimum(index, m - 1)  # rounding must not go beyond the last token

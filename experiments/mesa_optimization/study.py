@@ -159,12 +159,17 @@ def study(name: str, config: Config, key: jax.Array) -> Setting:
         by = theory.rates(moments, config.length, modulus)
         limit = float(theory.limit(moments, config.length, modulus))
         published = float(theory.limit(moments, config.length))
-        paths = [follow(a, b, by) for a, b in config.starts]
+        times = np.stack([np.linspace(0.0, arrival(a, b, by, 1e-12), POINTS) for a, b in config.starts])
+        a, b = follow(jnp.array(config.starts, float), by, jnp.asarray(times))
+        flows, invariant = a * b, a**2 - b**2
+        drift = np.max(np.abs(invariant - invariant[:, :1]).max(1) / (a**2 + b**2).max(1))
+        closed = np.stack(
+            [theory.product_at(jnp.asarray(path), *start, by) for path, start in zip(times, config.starts, strict=True)]
+        )
         steps, rate = schedule(config, by)
         rates = rate * decay(jnp.arange(steps), steps)
         descent = np.asarray(descend(config.a, config.b, by, rates))
         expected = float(theory.population_loss(limit / 2, moments, config.length, config.dimension, modulus))
-    times, flows, closed, drifts = zip(*paths, strict=True)
     train_key, test_key = jax.random.split(key)
     # Sixth moments of Gaussians have heavy tails, those of other starts have none: these need few samples.
     few = config if LAWS[name] == "gaussian" else dataclasses.replace(config, batch=max(1, config.batch // 8))
@@ -178,10 +183,10 @@ def study(name: str, config: Config, key: jax.Array) -> Setting:
         modulus=modulus,
         limit=limit,
         published=published,
-        times=np.stack(times),
-        flows=np.stack(flows),
-        closed=np.stack(closed),
-        drift=max(drifts),
+        times=times,
+        flows=flows,
+        closed=closed,
+        drift=float(drift),
         descent_times=np.cumsum(np.asarray(rates)),
         descent=descent,
         products=products,
@@ -204,17 +209,15 @@ def off_diagonal(blocks: np.ndarray) -> np.ndarray:
     return (rest / diagonal).mean(0)
 
 
-def follow(a: float, b: float, by: theory.Rates) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Times, a b by integration and in closed form, and how much a^2 - b^2 drifts."""
-    times = jnp.linspace(0.0, arrival(a, b, by, 1e-12), POINTS)
-    at = jnp.asarray(a, float), jnp.asarray(b, float)
-    a_path, b_path = jax.jit(lambda at, times: integrate(lambda t, at: theory.flow(at[0], at[1], by), at, times))(
-        at, times
-    )
-    invariant = a_path**2 - b_path**2
-    drift = jnp.abs(invariant - invariant[0]).max() / (a_path**2 + b_path**2).max()
-    closed = theory.product_at(times, a, b, by)
-    return np.asarray(times), np.asarray(a_path * b_path), np.asarray(closed), float(drift)
+def follow(starts: jax.Array, by: theory.Rates, times: jax.Array) -> np.ndarray:
+    """a and b by integration, from every start `[starts, 2]` at its times `[starts, POINTS]`: `[2, starts, POINTS]`."""
+    return np.stack(_follow(starts, by, times))
+
+
+@jax.jit
+def _follow(starts, by, times):
+    one = lambda start, times: integrate(lambda t, at: theory.flow(*at, by), (start[0], start[1]), times)
+    return jax.vmap(one)(starts, times)
 
 
 def arrival(a: float, b: float, by: theory.Rates, fraction: float) -> float:

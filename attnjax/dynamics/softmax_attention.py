@@ -5,6 +5,8 @@ The query's token z_q = (x_q, 0) attends to the examples z_i = (x_i, y_i), not t
     y_hat = sum_h ov_h^T sum_i p_hi z_i,   p_h = softmax_i(z_i^T kq_h z_q),
     kq_h = K_h^T Q_h / sqrt(E),   ov_h = V_h^T o_h
 
+With K labels, z_i = (x_i, y_i1, .., y_iK) and every head is read K times, by o_h1 .. o_hK.
+
 Source: He, Pan, Chen, Yang, 2025, "In-Context Linear Regression Demystified", ICML 2025, arXiv 2503.12734, and the
 authors' code, XintianPan/ICL_linear.
 """
@@ -19,19 +21,19 @@ from attnjax.tasks import Prompts, prompt_tokens
 
 
 class Params(NamedTuple):
-    """Weights; E = D + 1 is the size of a token (x, y), and of a head.
+    """Weights; E = D + 1 is the size of a token (x, y), and of a head; D + K with K labels.
 
     Attributes:
         q: Queries are q z.
         k: Keys are k z.
         v: Values are v z.
-        o: What each head's output is read with.
+        o: What each head's output is read with, once `[H, E]` or for each of K labels.
     """
 
     q: Float[Array, "H E E"]
     k: Float[Array, "H E E"]
     v: Float[Array, "H E E"]
-    o: Float[Array, "H E"]
+    o: Float[Array, "H *K E"]
 
 
 class Circuits(NamedTuple):
@@ -39,11 +41,11 @@ class Circuits(NamedTuple):
 
     Attributes:
         kq: One matrix per head.
-        ov: One vector per head.
+        ov: One vector per head, or per head and label.
     """
 
     kq: Float[Array, "H E E"]
-    ov: Float[Array, "H E"]
+    ov: Float[Array, "H *K E"]
 
 
 @runtime_checkable
@@ -68,7 +70,7 @@ class Info(NamedTuple):
     loss: Float[Array, ""]
 
 
-def init(key: Key[Array, ""], *, dimension: int, heads: int, optimizer: Optimizer) -> State:
+def init(key: Key[Array, ""], *, dimension: int, heads: int, optimizer: Optimizer, labels: int | None = None) -> State:
     """Uniform entries on +-1 / sqrt(fan-in), with fan-in E for q, k, v and H E for o, as PyTorch's linear layers have.
 
     Args:
@@ -76,6 +78,7 @@ def init(key: Key[Array, ""], *, dimension: int, heads: int, optimizer: Optimize
         dimension: D, of the inputs.
         heads: H.
         optimizer: What `step` will use.
+        labels: K for prompts of `several_regressions`, None for those of `linear_regression`.
 
     Returns:
         State at step zero.
@@ -90,11 +93,12 @@ def init(key: Key[Array, ""], *, dimension: int, heads: int, optimizer: Optimize
 
     Source: the authors' code (src/models.py), arXiv 2503.12734.
     """
-    for name, size in (("dimension", dimension), ("heads", heads)):
+    for name, size in (("dimension", dimension), ("heads", heads), ("labels", 1 if labels is None else labels)):
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
-    e = dimension + 1
-    shapes = {"q": (heads, e, e), "k": (heads, e, e), "v": (heads, e, e), "o": (heads, e)}
+    read_by = () if labels is None else (labels,)
+    e = dimension + (labels or 1)
+    shapes = {"q": (heads, e, e), "k": (heads, e, e), "v": (heads, e, e), "o": (heads, *read_by, e)}
     bounds = {"q": e, "k": e, "v": e, "o": heads * e}
     keys = jax.random.split(key, 4)
     draw = lambda key, name: jax.random.uniform(key, shapes[name], minval=-1, maxval=1) / jnp.sqrt(bounds[name])
@@ -119,10 +123,10 @@ def circuits(params: Params) -> Circuits:
     Source: He et al., 2025 [KQ and OV circuits], arXiv 2503.12734.
     """
     kq = jnp.einsum("hfe,hfg->heg", params.k, params.q) / jnp.sqrt(params.q.shape[-1])
-    return Circuits(kq, jnp.einsum("hf,hfe->he", params.o, params.v))
+    return Circuits(kq, jnp.einsum("h...f,hfe->h...e", params.o, params.v))
 
 
-def read(of: Circuits, tokens: Float[Array, "B T E"]) -> Float[Array, " B"]:
+def read(of: Circuits, tokens: Float[Array, "B T E"]) -> Float[Array, "B *K"]:
     """What the heads make of the query, the last token, which they do not attend to.
 
     Args:
@@ -130,7 +134,7 @@ def read(of: Circuits, tokens: Float[Array, "B T E"]) -> Float[Array, " B"]:
         tokens: Examples, then the query, of any layout that the circuits are made for.
 
     Returns:
-        One number per prompt.
+        One number per prompt, or K.
 
     Example:
         >>> mean = Circuits(jnp.zeros((1, 2, 2)), jnp.array([[0.0, 1.0]]))  # attends to all alike, reads the last entry
@@ -143,18 +147,18 @@ def read(of: Circuits, tokens: Float[Array, "B T E"]) -> Float[Array, " B"]:
     sought = jnp.einsum("hef,bf->bhe", of.kq, query)
     weights = jax.nn.softmax(jnp.einsum("bie,bhe->bhi", examples, sought), axis=-1)
     means = jnp.einsum("bhi,bie->bhe", weights, examples)  # first: half the cost of reading every example
-    return jnp.einsum("bhe,he->b", means, of.ov)
+    return jnp.einsum("bhe,h...e->b...", means, of.ov)
 
 
-def predict(of: Circuits, prompts: Prompts) -> Float[Array, " B"]:
-    """The prediction for the query's label.
+def predict(of: Circuits, prompts: Prompts) -> Float[Array, "B *K"]:
+    """The prediction for the query's label, or labels.
 
     Args:
         of: Circuits, of a trained layer or made by hand.
-        prompts: What `attnjax.tasks.linear_regression` returns.
+        prompts: What `attnjax.tasks.linear_regression` or `several_regressions` returns.
 
     Returns:
-        One prediction per prompt.
+        One prediction per prompt and label.
 
     Example:
         >>> from attnjax.tasks import linear_regression
@@ -169,7 +173,7 @@ def predict(of: Circuits, prompts: Prompts) -> Float[Array, " B"]:
 
 
 def loss(params: Params, prompts: Prompts) -> Float[Array, ""]:
-    """Mean squared error of the query's label.
+    """Mean squared error of the query's label, averaged over labels where there are several.
 
         L = mean (y_hat - y_q)^2
 

@@ -238,3 +238,118 @@ def ridge_risk(key: Key[Array, ""], task: Task, *, samples: int = 16384, chunk: 
         return jnp.einsum("de,bed->b", s, posterior).mean()
 
     return jax.lax.map(of_chunk, jax.random.split(key, -(-samples // chunk))).mean()
+
+
+class Rates(NamedTuple):
+    """How the risk of K labels depends on the rates a_kd of a debiased gradient step, one for each label and input.
+
+        R_k = power_k + sum_d (curvature_kd a_kd^2 - 2 gain_kd a_kd)
+
+    Attributes:
+        power: Risk of predicting nothing.
+        gain: E[w_kd g_kd], g being the debiased gradient.
+        curvature: E[g_kd^2].
+    """
+
+    power: Float[Array, " K"]
+    gain: Float[Array, "K D"]
+    curvature: Float[Array, "K D"]
+
+
+def rates(priors: Float[Array, "K D"], *, length: int, noise: float | Float[Array, ""]) -> Rates:
+    """The coefficients for prompts of `attnjax.tasks.several_regressions`.
+
+        y_hat_k = sum_d a_kd g_kd x_qd,   g_kd = (1/L) sum_i (y_ik - mean y_k) (x_id - mean x_d),
+        gain = (n / L) v,   curvature = (n / L^2) ((n + 1) v + sum_d v + s^2),   n = L - 1, v = priors
+
+    Args:
+        priors: Variances of the task vectors' entries.
+        length: L, examples in a prompt.
+        noise: s, standard deviation of the label noise.
+
+    Returns:
+        The coefficients.
+
+    Raises:
+        ValueError: Fewer than two examples.
+
+    Example:
+        >>> of = rates(jnp.ones((1, 5)) / 5, length=40, noise=0.1**0.5)
+        >>> best = of.gain / of.curvature
+        >>> print(f"{best[0, 0]:.3f} {rates_risk(best, of)[0] + 0.1:.4f}")
+        0.879 0.2429
+
+    Source: own derivation (second moments of Wishart matrices).
+    """
+    if length < 2:
+        raise ValueError(f"length must be at least 2, got {length}")
+    n, power = length - 1, priors.sum(axis=1)
+    curvature = ((n + 1) * priors + power[:, None] + noise**2) * n / length**2
+    return Rates(power, priors * n / length, curvature)
+
+
+def rates_risk(a: Float[Array, "K D"], of: Rates) -> Float[Array, " K"]:
+    """Expected squared error of each noise-free label.
+
+    Args:
+        a: Rates.
+        of: Coefficients.
+
+    Returns:
+        The risks.
+
+    Example:
+        >>> print(rates_risk(jnp.zeros((1, 2)), rates(jnp.ones((1, 2)), length=9, noise=0.0)))
+        [2.]
+    """
+    return of.power + jnp.sum(of.curvature * a**2 - 2 * of.gain * a, axis=1)
+
+
+def best_rates(of: Rates, heads: int, *, rounds: int = 500) -> Float[Array, "K D"]:
+    """The rates of least total risk that H weak heads can take.
+
+    A head of strengths omega_hd reads label k with mu_hk. For weak heads a_kd = sum_h mu_hk omega_hd, and the labels'
+    means drop out only if sum_h mu_hk = 0 for every label: any matrix of rank at most H - 1, and no other. With
+    H > min(K, D) that is no constraint and each label has its own best rates; with fewer, heads serve several labels.
+
+    The least of sum curvature (a - gain / curvature)^2 over matrices of that rank, by alternating least squares from
+    the leading singular vectors: exact where the rank is no constraint, else a local minimum.
+
+    Args:
+        of: Coefficients.
+        heads: H, at least 2.
+        rounds: Of alternating least squares.
+
+    Returns:
+        The rates.
+
+    Raises:
+        ValueError: Fewer than two heads.
+
+    Example:
+        >>> of = rates(jnp.array([[1.0, 0.0], [0.0, 1.0]]), length=50, noise=0.1)
+        >>> [round(float(rates_risk(best_rates(of, heads), of).sum()), 2) for heads in (2, 3)]
+        [1.04, 0.08]
+
+    Source: own derivation; that heads are shared where there are too few is observed in He et al., 2025,
+    arXiv 2503.12734 [superposition].
+    """
+    if heads < 2:
+        raise ValueError(f"one head cannot take a debiased step: heads must be at least 2, got {heads}")
+    target = of.gain / of.curvature
+    rank = min(heads - 1, *target.shape)
+    if rank == min(target.shape):
+        return target
+    _, _, directions = jnp.linalg.svd(target, full_matrices=False)
+    ridge = 1e-12 * jnp.eye(rank, dtype=target.dtype)
+
+    def fitted(weights, values, basis):  # least squares of each row of values, weighted, in a basis [rank, .]
+        normal = jnp.einsum("kd,rd,sd->krs", weights, basis, basis) + ridge[None]
+        return jnp.linalg.solve(normal, jnp.einsum("kd,kd,rd->kr", weights, values, basis)[..., None])[..., 0]
+
+    def one(_, omega):
+        mu = fitted(of.curvature, target, omega)
+        return fitted(of.curvature.T, target.T, mu.T).T
+
+    omega = jax.lax.fori_loop(0, rounds, one, directions[:rank])
+    return fitted(of.curvature, target, omega) @ omega

@@ -6,6 +6,7 @@ from attnjax.tasks._linear_regression import linear_regression as linear_regress
 from attnjax.tasks._linear_regression import prompt_tokens as prompt_tokens
 from attnjax.tasks._linear_regression import random_rotation as random_rotation
 from attnjax.tasks._linear_regression import rotated as rotated
+from attnjax.tasks._linear_regression import several_regressions as several_regressions
 from attnjax.tasks._linear_sequences import InitialLaw as InitialLaw
 from attnjax.tasks._linear_sequences import initial_states as initial_states
 from attnjax.tasks._linear_sequences import linear_sequences as linear_sequences

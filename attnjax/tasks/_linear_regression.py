@@ -12,15 +12,15 @@ class Prompts(NamedTuple):
 
     Attributes:
         x: Inputs of the examples.
-        y: Their labels.
+        y: Their labels; several each, `[B, N, K]`, from `several_regressions`.
         x_query: Input to predict for.
-        y_query: Its noise-free label.
+        y_query: Its noise-free label, or labels `[B, K]`.
     """
 
     x: Float[Array, "B N D"]
-    y: Float[Array, "B N"]
+    y: Float[Array, "B N *K"]
     x_query: Float[Array, "B D"]
-    y_query: Float[Array, " B"]
+    y_query: Float[Array, "B *K"]
 
 
 def linear_regression(
@@ -109,14 +109,64 @@ def _standardized(key: Array, white: Array, inputs: str, tail: float | Array) ->
     raise ValueError(f"inputs must be gaussian, uniform, sphere or gamma, got {inputs!r}")
 
 
+def several_regressions(
+    key: Key[Array, ""],
+    *,
+    batch: int,
+    length: int,
+    priors: Float[Array, "K D"],
+    noise: float | Float[Array, ""] = 0.0,
+) -> Prompts:
+    """Draw prompts whose examples carry the labels of K regression tasks on the same input.
+
+        w_k ~ N(0, diag(priors_k));   x_i ~ N(0, I);   y_ik = <w_k, x_i> + noise * N(0, 1);   y_qk = <w_k, x_q>
+
+    Args:
+        key: Random key; the prompts are a function of it.
+        batch: Number of prompts B.
+        length: Number of labeled examples N.
+        priors: Variances of the entries of each task vector; zeros where a task does not depend on an input.
+        noise: Standard deviation of the label noise. The query's labels have none.
+
+    Returns:
+        Prompts with K labels.
+
+    Raises:
+        ValueError: A size below one.
+
+    Example:
+        >>> priors = jnp.array([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
+        >>> several_regressions(jax.random.key(0), batch=2, length=7, priors=priors).y.shape
+        (2, 7, 2)
+
+    Source: the authors' code of He et al., 2025 (icl_linear_multitask.ipynb), arXiv 2503.12734.
+    Deviation: there the variances are one; here they are arguments.
+    """
+    for name, size in (
+        ("batch", batch),
+        ("length", length),
+        ("tasks", priors.shape[0]),
+        ("dimension", priors.shape[1]),
+    ):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    tasks, d = priors.shape
+    input_key, task_key, noise_key = jax.random.split(key, 3)
+    x = jax.random.normal(input_key, (batch, length + 1, d), priors.dtype)
+    w = jax.random.normal(task_key, (batch, tasks, d), priors.dtype) * jnp.sqrt(priors)[None]
+    y = jnp.einsum("bid,bkd->bik", x, w)
+    errors = jnp.asarray(noise, priors.dtype) * jax.random.normal(noise_key, (batch, length, tasks), priors.dtype)
+    return Prompts(x[:, :-1], y[:, :-1] + errors, x[:, -1], y[:, -1])
+
+
 def prompt_tokens(prompts: Prompts) -> Float[Array, "B T E"]:
     """Embed prompts as tokens: (x_i, y_i) for the examples, then (x_q, 0) for the query.
 
     Args:
-        prompts: What `linear_regression` returns.
+        prompts: What `linear_regression` or `several_regressions` returns.
 
     Returns:
-        T = N + 1 tokens of size E = D + 1, the query last.
+        T = N + 1 tokens of size E = D + 1, or D + K for K labels, the query last.
 
     Example:
         >>> prompts = linear_regression(jax.random.key(0), batch=2, length=7, covariance=jnp.ones(3))
@@ -126,8 +176,9 @@ def prompt_tokens(prompts: Prompts) -> Float[Array, "B T E"]:
     Source: Zhang, Frei, Bartlett, 2024, Section 3.2 [embedding matrix E], arXiv 2306.09927.
     Deviation: tokens are rows here and columns in the paper.
     """
-    examples = jnp.concatenate([prompts.x, prompts.y[..., None]], axis=-1)
-    query = jnp.pad(prompts.x_query, ((0, 0), (0, 1)))
+    labels = prompts.y.reshape(*prompts.x.shape[:2], -1)
+    examples = jnp.concatenate([prompts.x, labels], axis=-1)
+    query = jnp.pad(prompts.x_query, ((0, 0), (0, labels.shape[-1])))
     return jnp.concatenate([examples, query[:, None]], axis=1)
 
 

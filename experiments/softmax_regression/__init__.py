@@ -7,6 +7,7 @@ Yang, 2025, arXiv 2503.12734). Checked here, for several numbers of heads:
     circuits   KQ becomes a multiple of the identity, OV reads the label, the heads' readings sum to zero
     lengths    risk on shorter and longer prompts than those of training, against the trained strengths' own prediction
     anisotropic inputs   two heads reach the best preconditioned step
+    two tasks  H heads take any rates of rank H - 1: with two a compromise, with three each task's own, one head shared
 """
 
 from experiments.softmax_regression.figures import plot as plot

@@ -9,7 +9,7 @@ from experiments.softmax_regression.study import PIECES, Result
 
 
 def plot(result: Result) -> dict[str, Figure]:
-    """Circuits, loss as training goes on, loss over prompt lengths.
+    """Circuits, loss as training goes on, loss over prompt lengths, the rates of two tasks.
 
     Args:
         result: From `run`.
@@ -21,7 +21,7 @@ def plot(result: Result) -> dict[str, Figure]:
         "figure_1_circuits": plot_circuits(result),
         "loss_over_time": plot_losses(result),
         "loss_by_length": plot_lengths(result),
-    }
+    } | ({"two_tasks": plot_shared(result)} if result.shared else {})
 
 
 def plot_circuits(result: Result) -> Figure:
@@ -71,4 +71,17 @@ def plot_lengths(result: Result) -> Figure:
     axes.axvline(result.config.length, color="gray", linestyle=":", label="training length")
     axes.set_xscale("log")
     plotting.label(axes, "examples in a prompt", "loss", "Lines: heads of the measured strengths")
+    return figure
+
+
+def plot_shared(result: Result) -> Figure:
+    """Rates of both tasks on every input: the best that so many heads can take, and what every seed's heads take."""
+    figure, panels = plotting.new_figure(len(result.shared), width=3.2)
+    for axes, shared in zip(panels, result.shared.values(), strict=True):
+        inputs = np.arange(shared.best.shape[1]) + 1
+        for task, color in enumerate(plotting.COLORS[: len(shared.best)]):
+            plotting.theory(axes, inputs, shared.best[task], label=f"task {task + 1}", color=color)
+            for taken in shared.taken[:, task]:
+                axes.plot(inputs, taken, "o", color=color, markersize=4, fillstyle="none")
+        plotting.label(axes, "input", "rate", f"{shared.heads} heads")
     return figure

@@ -18,6 +18,7 @@ from attnjax.dynamics.linear_attention_theory import Task
 from attnjax.tasks import Prompts, geometric_spectrum, linear_regression
 from experiments.framework.context import Context, UsageError
 from experiments.framework.training import advance
+from experiments.softmax_regression import several
 
 CHUNK = 1024  # test prompts in memory at a time, per seed
 WEAK = 0.01  # strength of the pair of heads that is as good as one debiased step
@@ -41,6 +42,14 @@ class Config:
     leaves that setting out."""
     anisotropic_heads: int = 4
     """Number of heads there, at least 2."""
+    several_heads: tuple[int, ...] = (2, 3, 4)
+    """Numbers of heads, each at least 2, trained on two tasks at once; none leaves that out."""
+    several_dimension: int = 6
+    """D there."""
+    task_inputs: int = 4
+    """Inputs that each of the two tasks depends on: the first so many, and the last."""
+    several_length: int = 48
+    """L there."""
     steps: int = 15_000
     """Steps of Adam."""
     learning_rate: float = 1e-3
@@ -62,6 +71,7 @@ class Config:
         return cls(
             heads=(1, 4),
             condition_number=1.0,
+            several_heads=(3,),
             steps=3000,
             learning_rate=5e-3,
             batch=128,
@@ -85,6 +95,15 @@ class Config:
                 raise UsageError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}.")
         if not 1 <= self.condition_number < math.inf:
             raise UsageError(f"--condition-number must be at least 1 (the identity), got {self.condition_number}.")
+        if min(self.several_heads, default=2) < 2 or len(set(self.several_heads)) != len(self.several_heads):
+            raise UsageError(f"--several-heads must be different numbers of at least 2, got {self.several_heads}.")
+        if self.several_length < 2:
+            raise UsageError(f"--several-length must be at least 2, got {self.several_length}.")
+        if not 1 <= self.task_inputs <= self.several_dimension:
+            raise UsageError(
+                f"--task-inputs must be at least 1 and at most --several-dimension = {self.several_dimension}, "
+                f"got {self.task_inputs}."
+            )
         for name, least in {"heads": 1, "test_lengths": 2}.items():
             values = getattr(self, name)
             if not values or min(values) < least or len(set(values)) != len(values):
@@ -152,6 +171,7 @@ class Result(NamedTuple):
         ridge: The least risk of any predictor.
         isotropic: By number of heads.
         anisotropic: Inputs with unequal variances; None where the condition number is 1.
+        shared: Two tasks at once, by number of heads.
     """
 
     config: Config
@@ -160,6 +180,7 @@ class Result(NamedTuple):
     ridge: float
     isotropic: dict[int, Setting]
     anisotropic: Setting | None
+    shared: dict[int, several.Shared]
 
     def reached(self, setting: Setting) -> np.ndarray:
         """Seeds that have left the saddles, judged by which of two risks theirs is nearer to, by ratio `[R]`.
@@ -186,7 +207,7 @@ def run(config: Config, context: Context) -> Result:
     """
     config.check()
     d = config.dimension
-    optimum_key, train_key, other_key = jax.random.split(context.key, 3)
+    optimum_key, train_key, other_key, shared_key = jax.random.split(context.key, 4)
     with jax.enable_x64(True):
         single, pair = (best(config, signs, optimum_key) for signs in ((1.0,), (1.0, -1.0)))
         ridge = float(theory.ridge_risk(optimum_key, task_of(config, jnp.eye(d))))
@@ -209,7 +230,11 @@ def run(config: Config, context: Context) -> Result:
     if config.condition_number > 1:
         spectrum = jnp.diag(geometric_spectrum(d, config.condition_number))
         anisotropic = study(config.anisotropic_heads, task_of(config, spectrum), config, other_key, context)
-    return Result(config, single, pair, ridge, isotropic, anisotropic)
+    shared = {
+        heads: several.study(heads, config, jax.random.fold_in(shared_key, heads), context)
+        for heads in config.several_heads
+    }
+    return Result(config, single, pair, ridge, isotropic, anisotropic, shared)
 
 
 def task_of(config: Config, covariance: jax.Array) -> Task:

@@ -10,6 +10,7 @@ import numpy as np
 from attnjax.dynamics import softmax_attention_theory as theory
 from experiments.framework.claim import Claim
 from experiments.framework.statistics import mean_over_seeds
+from experiments.softmax_regression.several import Shared
 from experiments.softmax_regression.study import Config, Result, Setting, task_of
 
 PAPER = "He et al., 2025, In-Context Linear Regression Demystified, arXiv 2503.12734"
@@ -18,7 +19,7 @@ APPROACH = "Adam approaches it in finitely many steps."
 
 
 def claims(result: Result) -> list[Claim]:
-    """Every number of heads, then their order, then anisotropic inputs.
+    """Every number of heads, then their order, then anisotropic inputs, then two tasks at once.
 
     Args:
         result: From `run`.
@@ -34,7 +35,8 @@ def claims(result: Result) -> list[Claim]:
         about += _single(setting, result) if setting.heads == 1 else _several(setting, result.config)
         about += _lengths(setting, result.config)
         found += about if enough else [dataclasses.replace(claim, verdict="assumption-not-met") for claim in about]
-    return [*found, *_order(result), *_anisotropic(result.anisotropic, result)]
+    found += [*_order(result), *_anisotropic(result.anisotropic, result)]
+    return found + [claim for shared in result.shared.values() for claim in _shared(shared, result.config)]
 
 
 def _off_saddles(setting: Setting, result: Result) -> tuple[Setting, bool]:
@@ -252,3 +254,72 @@ def _anisotropic(whole: Setting | None, result: Result) -> list[Claim]:
         ),
     ]
     return found if enough else [dataclasses.replace(claim, verdict="assumption-not-met") for claim in found]
+
+
+def _shared(whole: Shared, config: Config) -> list[Claim]:
+    heads, signs = whole.heads, whole.both_signs
+    enough = signs.sum() >= 2
+    select = signs if enough else np.full(len(signs), True)
+    risks, taken = whole.risks[select], whole.taken[select]
+    noise, each = config.noise_variance, (1, 2)
+    where = (
+        f"{heads} heads, two tasks on {config.task_inputs} of {config.several_dimension} inputs each, "
+        f"L = {config.several_length}, noise variance {noise:g}"
+    )
+    rank = f"own derivation (weak heads take any rates of rank {heads - 1}); {PAPER} [multi-task, superposition]"
+    contributions = np.abs(whole.mu[select]) * np.linalg.norm(whole.omega[select], axis=-1)[..., None]
+    serving_both = (contributions.min(-1) / contributions.max(-1)).max(1)
+    about = [
+        _equal(
+            f"two-tasks-loss-{heads}",
+            f"{where}: loss with label noise, mean of the tasks, beside the least of debiased steps that so many weak "
+            f"heads can take.",
+            rank,
+            risks.mean(1) + noise,
+            float(whole.least.mean()) + noise,
+            0.03,
+            "The steps are exact only as omega goes to zero; Adam's last noise.",
+        ),
+        _small(
+            f"two-tasks-rates-{heads}",
+            f"{where}: rates sum over heads of mu omega, for each task and input; distance from the best ones over "
+            f"their norm.",
+            rank,
+            np.linalg.norm(taken - whole.best, axis=each) / np.linalg.norm(whole.best),
+            0.1,
+        ),
+        _small(
+            f"two-tasks-zero-sum-{heads}",
+            f"{where}: what the heads' labels count sums to zero for each task; |sum of mu| over the sum of |mu|.",
+            PAPER,
+            (np.abs(whole.mu[select].sum(1)) / np.abs(whole.mu[select]).sum(1)).max(-1),
+            0.02,
+        ),
+    ]
+    if heads < 4:  # each task needs two heads whose readings cancel: with fewer than four, some head has both
+        measured, interval = mean_over_seeds(serving_both[:, None]).at(0)
+        about.append(
+            Claim.at_least(
+                f"two-tasks-superposition-{heads}",
+                f"{where}: some head serves both tasks; its smaller contribution |mu| |omega| over its larger one.",
+                f"{PAPER} [superposition]",
+                predicted=0.5,
+                measured=measured,
+                interval=interval,
+                tolerance=0.0,
+                reason="A head for one task alone would have 0.",
+            )
+        )
+    if heads == 2:
+        about.append(
+            _equal(
+                "two-tasks-price-of-sharing-2",
+                f"{where}: risk above that of each task with rates of its own, mean of the tasks.",
+                rank,
+                (risks - whole.alone).mean(1),
+                float((whole.least - whole.alone).mean()),
+                0.15,
+                "A small difference of two risks; the steps are exact only as omega goes to zero.",
+            )
+        )
+    return about if enough else [dataclasses.replace(claim, verdict="assumption-not-met") for claim in about]

@@ -8,7 +8,7 @@ import pytest
 from attnjax.dynamics import softmax_attention as layer
 from attnjax.dynamics import softmax_attention_theory as theory
 from attnjax.dynamics.linear_attention_theory import Task, risk
-from attnjax.tasks import linear_regression
+from attnjax.tasks import linear_regression, several_regressions
 
 
 @pytest.fixture(autouse=True)
@@ -116,3 +116,52 @@ def test_risk_of_a_query_of_another_law():
     guess = jnp.einsum("bi,bid,de,be->b", prompts.y, prompts.x, product, prompts.x_query) / 6
     measured = float(jnp.mean((guess - prompts.y_query) ** 2))
     assert measured == pytest.approx(float(risk(product, task, query)), rel=0.01)
+
+
+PRIORS = np.array([[0.7, 0.3, 0.0], [0.0, 0.5, 0.2]])
+
+
+def test_rates_of_several_labels_have_their_sampled_risk():
+    """Any rates, by sampling."""
+    a, length, noise = np.array([[0.8, 0.1, 0.3], [-0.2, 0.9, 0.5]]), 7, 0.4
+    prompts = several_regressions(
+        jax.random.key(0), batch=400_000, length=length, priors=jnp.asarray(PRIORS), noise=noise
+    )
+    x, y = (part - part.mean(1, keepdims=True) for part in (prompts.x, prompts.y))
+    guess = jnp.einsum("bik,bid,kd,bd->bk", y, x, a, prompts.x_query) / length
+    measured = jnp.mean((guess - prompts.y_query) ** 2, axis=0)
+    of = theory.rates(jnp.asarray(PRIORS), length=length, noise=noise)
+    np.testing.assert_allclose(measured, theory.rates_risk(jnp.asarray(a), of), rtol=0.01)
+
+
+def test_no_rates_of_the_rank_do_better():
+    """Against random ones of rank one, each scaled as well as can be; with more heads each label has its own."""
+    of = theory.rates(jnp.asarray(PRIORS), length=20, noise=0.2)
+    total = lambda a: float(theory.rates_risk(a, of).sum())
+    best = theory.best_rates(of, 2)
+    assert np.linalg.matrix_rank(best, tol=1e-8) == 1
+    mu, omega = jax.random.normal(jax.random.key(0), (20_000, 2)), jax.random.normal(jax.random.key(1), (20_000, 3))
+    a = mu[:, :, None] * omega[:, None]
+    gains, curvatures = jnp.sum(of.gain[None] * a, (1, 2)), jnp.sum(of.curvature[None] * a**2, (1, 2))
+    random = float(of.power.sum() - jnp.max(gains**2 / curvatures))
+    assert total(best) < random < total(best) + 0.02
+    assert total(best) > total(theory.best_rates(of, 3)) + 0.05
+    np.testing.assert_allclose(theory.best_rates(of, 3), of.gain / of.curvature)
+    with pytest.raises(ValueError, match="one head cannot"):
+        theory.best_rates(of, 1)
+
+
+def test_weak_heads_take_the_rates():
+    """Three heads, two labels: readings that sum to zero, and strengths that differ between inputs."""
+    rng = np.random.default_rng(0)
+    strengths_, mu = rng.standard_normal((3, 3)), rng.standard_normal((3, 2))
+    mu -= mu.mean(0)
+    prompts = several_regressions(jax.random.key(0), batch=50, length=9, priors=jnp.asarray(PRIORS), noise=0.3)
+    x, y = (part - part.mean(1, keepdims=True) for part in (prompts.x, prompts.y))
+    step = jnp.einsum("bik,bid,kd,bd->bk", y, x, mu.T @ strengths_, prompts.x_query) / 9
+    weak = 1e-4
+    kq, ov = np.zeros((3, 5, 5)), np.zeros((3, 2, 5))
+    kq[:, range(3), range(3)] = weak * strengths_
+    ov[:, range(2), range(3, 5)] = mu / weak
+    found = layer.predict(layer.Circuits(jnp.asarray(kq), jnp.asarray(ov)), prompts)
+    np.testing.assert_allclose(found, step, atol=2e-3)

@@ -8,6 +8,8 @@ from experiments import (
     in_context_regression,
     joint_dynamics,
     language_model,
+    linear_transformer,
+    loss_plateau,
     mesa_optimization,
     scan_and_snap,
     softmax_regression,
@@ -35,5 +37,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "implicit-update": implicit_update,
     "scan-and-snap": scan_and_snap,
     "joint-dynamics": joint_dynamics,
+    "linear-transformer": linear_transformer,
+    "loss-plateau": loss_plateau,
     "language-model": language_model,
 }

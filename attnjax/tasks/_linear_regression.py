@@ -4,7 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
+
+from attnjax._compat import is_traced
 
 
 class Prompts(NamedTuple):
@@ -62,7 +65,8 @@ def linear_regression(
 
     Raises:
         ValueError: A size below one, a covariance that is neither a vector nor square, a prior of another dimension, or
-            an unknown law of inputs.
+            an unknown law of inputs; also negative noise, and a matrix that is not symmetric and positive definite or a
+            spectrum with a negative entry, where they are not traced.
 
     Example:
         >>> prompts = linear_regression(jax.random.key(0), batch=2, length=7, covariance=jnp.ones(3))
@@ -78,6 +82,7 @@ def linear_regression(
     for name, size in (("batch", batch), ("length", length)):
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
+    _require_noise(noise)
     covariance = jnp.asarray(covariance)
     d = covariance.shape[-1] if covariance.ndim else 0
     input_root = _root(covariance, "covariance", d)
@@ -132,7 +137,7 @@ def several_regressions(
         Prompts with K labels.
 
     Raises:
-        ValueError: A size below one.
+        ValueError: A size below one; negative noise, where it is not traced.
 
     Example:
         >>> priors = jnp.array([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
@@ -150,6 +155,7 @@ def several_regressions(
     ):
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
+    _require_noise(noise)
     tasks, d = priors.shape
     input_key, task_key, noise_key = jax.random.split(key, 3)
     x = jax.random.normal(input_key, (batch, length + 1, d), priors.dtype)
@@ -251,7 +257,18 @@ def _root(covariance: Array, name: str, dimension: int) -> Array:
             f"{name} must be a spectrum [D] or a matrix [D, D] with D the dimension of the inputs, "
             f"got shape {covariance.shape}"
         )
+    if not is_traced(covariance):
+        value = np.asarray(covariance)
+        if value.ndim == 1 and not (value >= 0).all():
+            raise ValueError(f"{name} must have no negative entry, got {value}")
+        if value.ndim == 2 and not (np.allclose(value, value.T, 1e-4, 1e-6) and np.linalg.eigvalsh(value)[0] > 0):
+            raise ValueError(f"{name} must be symmetric and positive definite, got\n{value}")
     return jnp.sqrt(covariance) if covariance.ndim == 1 else jnp.linalg.cholesky(covariance)
+
+
+def _require_noise(noise: float | Array) -> None:
+    if not is_traced(noise) and not (np.asarray(noise) >= 0).all():
+        raise ValueError(f"noise is a standard deviation and must not be negative, got {noise}")
 
 
 def _times(white: Array, root: Array) -> Array:

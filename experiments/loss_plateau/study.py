@@ -52,7 +52,7 @@ class Config:
     @classmethod
     def quick(cls) -> "Config":
         """Small sizes for continuous integration: the same claims in about a minute on two cores."""
-        return cls(length=8, width=128, learning_rate=1e-3, batch=128, steps=300, factors=(2.5,), every=10)
+        return cls(length=6, width=128, learning_rate=1e-3, steps=160, factors=(2.0,))
 
     def check(self) -> None:
         """Refuse impossible settings.

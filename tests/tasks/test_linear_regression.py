@@ -95,6 +95,11 @@ as_users_have_it = inspect.unwrap(linear_regression)  # without the annotations'
         ({"covariance": jnp.ones((2, 3))}, r"covariance must be a spectrum \[D\] or a matrix"),
         ({"covariance": jnp.array(1.0)}, "covariance must be a spectrum"),
         ({"prior": jnp.ones(5)}, "prior must be a spectrum"),
+        ({"covariance": jnp.array([[1.0, 2.0], [2.0, 1.0]])}, "covariance must be symmetric and positive definite"),
+        ({"covariance": jnp.array([[1.0, 0.5], [0.0, 1.0]])}, "covariance must be symmetric and positive definite"),
+        ({"covariance": jnp.array([1.0, -1.0])}, "covariance must have no negative entry"),
+        ({"noise": -0.1}, "noise is a standard deviation and must not be negative, got -0.1"),
+        ({"inputs": "cauchy"}, "inputs must be gaussian, uniform, sphere or gamma, got 'cauchy'"),
     ],
 )
 def test_mistakes_are_named(change, message):

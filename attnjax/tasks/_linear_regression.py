@@ -160,7 +160,7 @@ def several_regressions(
     input_key, task_key, noise_key = jax.random.split(key, 3)
     x = jax.random.normal(input_key, (batch, length + 1, d), priors.dtype)
     w = jax.random.normal(task_key, (batch, tasks, d), priors.dtype) * jnp.sqrt(priors)[None]
-    y = jnp.einsum("bid,bkd->bik", x, w)
+    y = jnp.sum(x[:, :, None] * w[:, None], axis=-1)  # as above: not a matrix product
     errors = jnp.asarray(noise, priors.dtype) * jax.random.normal(noise_key, (batch, length, tasks), priors.dtype)
     return Prompts(x[:, :-1], y[:, :-1] + errors, x[:, -1], y[:, -1])
 

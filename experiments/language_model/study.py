@@ -80,7 +80,7 @@ class Config:
         return cls(
             layers=2,
             width=96,
-            steps=200,
+            steps=160,
             held_out_bytes=100_000,
             measurements=10,
             sample_length=200,

@@ -66,7 +66,7 @@ class Config:
     @classmethod
     def quick(cls) -> "Config":
         """Small sizes for continuous integration: the same claims in about a minute on two cores."""
-        return cls(layers=(1,), heavy=False, steps=500, compared=400, batch=256)
+        return cls(layers=(1,), heavy=False, steps=300, compared=300, batch=256)
 
     def check(self) -> None:
         """Refuse impossible settings.

@@ -164,7 +164,10 @@ def study(name: str, config: Config, key: jax.Array) -> Setting:
         flows, invariant = a * b, a**2 - b**2
         drift = np.max(np.abs(invariant - invariant[:, :1]).max(1) / (a**2 + b**2).max(1))
         closed = np.stack(
-            [theory.product_at(jnp.asarray(path), *start, by) for path, start in zip(times, config.starts, strict=True)]
+            [
+                theory.product_at(jnp.asarray(path), a0, b0, by)
+                for path, (a0, b0) in zip(times, config.starts, strict=True)
+            ]
         )
         steps, rate = schedule(config, by)
         rates = rate * decay(jnp.arange(steps), steps)
@@ -216,7 +219,7 @@ def follow(starts: jax.Array, by: theory.Rates, times: jax.Array) -> np.ndarray:
 
 @jax.jit
 def _follow(starts, by, times):
-    one = lambda start, times: integrate(lambda t, at: theory.flow(*at, by), (start[0], start[1]), times)
+    one = lambda start, times: integrate(lambda t, at: theory.flow(at[0], at[1], by), (start[0], start[1]), times)
     return jax.vmap(one)(starts, times)
 
 

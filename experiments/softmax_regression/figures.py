@@ -77,7 +77,7 @@ def plot_lengths(result: Result) -> Figure:
 def plot_shared(result: Result) -> Figure:
     """Rates of both tasks on every input: the best that so many heads can take, and what every seed's heads take."""
     figure, panels = plotting.new_figure(len(result.shared), width=3.2)
-    for axes, shared in zip(panels, result.shared.values(), strict=True):
+    for axes, shared in zip(np.atleast_1d(panels), result.shared.values(), strict=True):
         inputs = np.arange(shared.best.shape[1]) + 1
         for task, color in enumerate(plotting.COLORS[: len(shared.best)]):
             plotting.theory(axes, inputs, shared.best[task], label=f"task {task + 1}", color=color)

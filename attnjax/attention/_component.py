@@ -35,7 +35,25 @@ def component(cls: type[C]) -> type[C]:
     fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
     meta = [f.name for f in fields if f.metadata.get("static")]
     data = [f.name for f in fields if not f.metadata.get("static")]
-    return jax.tree_util.register_dataclass(cls, data_fields=data, meta_fields=meta)
+    keys = [jax.tree_util.GetAttrKey(name) for name in data]
+
+    def flatten(part):
+        return [getattr(part, name) for name in data], tuple(getattr(part, name) for name in meta)
+
+    def flatten_with_keys(part):
+        children, aux = flatten(part)
+        return list(zip(keys, children, strict=True)), aux
+
+    def unflatten(aux, children):  # not by cls(...): JAX fills trees with placeholders, which no check may see
+        part = object.__new__(cls)
+        for name, value in (*zip(meta, aux, strict=True), *zip(data, children, strict=True)):
+            object.__setattr__(part, name, value)
+        return part
+
+    # Not register_dataclass: its tree structures do not compare the class (jax 0.10 to 0.12), so that about one in a
+    # hundred lookups in a jit cache that holds both takes one mask's program for another's with as many arrays.
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
 
 
 def as_array(value: Any, dtype: Any = None) -> Any:

@@ -1,6 +1,8 @@
 """Every JAX transformation of every implementation gives what the plain call gives."""
 
+import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from attnjax import BlockSizes, attend, masks, normalizers, scores
+from attnjax import BlockSizes, attend, masks, normalizers, scores, statistics
 from tests.tolerances import assert_close
 
 FORMS = ("dense", "blocks", "rows")
@@ -203,3 +205,17 @@ def test_the_same_bits_again(form, normalizer):
         return of(q, k, v, slopes), jax.grad(lambda *x: (of(*x) ** 2).sum(), (0, 1, 2, 3))(q, k, v, slopes)
 
     jax.tree.map(np.testing.assert_array_equal, both(q, k, v, slopes), both(q, k, v, slopes))
+
+
+def test_no_component_has_the_structure_of_another():
+    """A jit cache compares structures, and takes another's program for an equal one when the hashes happen to meet."""
+    of = [masks, scores, normalizers, statistics]
+    kinds = {value for module in of for value in vars(module).values() if dataclasses.is_dataclass(value)}
+    parts = [object.__new__(kind) for kind in kinds]
+    for part in parts:
+        for field in dataclasses.fields(part):
+            object.__setattr__(part, field.name, 0)
+    parts = [part for part in parts if not jax.tree_util.all_leaves([part])]
+    assert len(parts) > 25
+    for one, other in itertools.combinations(parts, 2):
+        assert jax.tree.structure(one) != jax.tree.structure(other), f"{one} and {other}"

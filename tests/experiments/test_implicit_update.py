@@ -12,6 +12,7 @@ ELSEWHERE = experiment.Config(
 )
 
 
+@pytest.mark.slow
 def test_the_identity_holds_elsewhere_and_a_wrong_update_is_seen(run):
     result = run(experiment, ELSEWHERE)
     verdicts = {claim.id: claim.verdict for claim in experiment.claims(result)}

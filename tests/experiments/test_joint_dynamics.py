@@ -13,6 +13,7 @@ ELSEWHERE = experiment.Config(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_exact_claims_hold_elsewhere_and_see_a_wrong_theory(run):
     result = run(experiment, ELSEWHERE)
     verdicts = {claim.id: claim.verdict for claim in experiment.claims(result)}

@@ -31,7 +31,7 @@ def test_claims_hold_elsewhere_and_see_a_wrong_theory(run):
     [
         ({"dimension": 0}, "--dimension must be at least 1, got 0"),
         ({"tail": 0.0}, "--tail must be positive"),
-        ({"compared": 20_000}, "--compared must be at most --steps = 10000"),
+        ({"compared": 20_000}, "--compared must be at most --steps = 4000"),
         ({"layers": ()}, "--layers must be one or more different numbers of at least 1"),
     ],
 )

@@ -1,5 +1,7 @@
 """Run an experiment from a notebook or a test and keep its result in memory."""
 
+import importlib
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ def run(experiment: Any, config: Any, out: Path | None = None) -> Any:
     Returns:
         The result, for the experiment's `claims` and `plot`.
     """
+    _let_cells_show_figures()
     out = Path(tempfile.mkdtemp()) if out is None else out
     with new_progress() as progress:
         return experiment.run(config, Context(out=out, seed=config.seed, quick=False, progress=progress))
@@ -30,3 +33,10 @@ def run(experiment: Any, config: Any, out: Path | None = None) -> Any:
 def table(claims: list[Claim], title: str = "") -> Table:
     """The claims as the command line prints them; a notebook shows it in color."""
     return claims_table({title: [claim.as_dict() for claim in claims]})
+
+
+def _let_cells_show_figures() -> None:
+    """In a notebook, a cell that ends with a figure shows it, also where pyplot has not been used yet."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        importlib.import_module("IPython.core.pylabtools").select_figure_formats(shell, {"png"})

@@ -4,10 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -36,8 +32,9 @@ _STYLE: dict[Any, Any] = {
 
 def new_figure(columns: int = 1, *, width: float = 6.4, height: float = 4.0) -> tuple[Figure, Any]:
     """A figure in the house style and its axes (an array of them when `columns > 1`)."""
-    with plt.rc_context(_STYLE):
-        return plt.subplots(1, columns, figsize=(width * columns, height))
+    with matplotlib.rc_context(_STYLE):  # not through pyplot, which would keep every figure and pick a backend
+        figure = Figure(figsize=(width * columns, height))
+        return figure, figure.subplots(1, columns)
 
 
 def theory(axes: Axes, x: np.ndarray, y: np.ndarray, *, label: str, color: str = COLORS[0], **style: Any) -> None:
@@ -70,7 +67,7 @@ def label(axes: Axes, x: str, y: str, title: str = "") -> None:
 
 
 def save(figures: dict[str, Figure], out: Path) -> list[str]:
-    """Write each figure as SVG and PNG and close it.
+    """Write each figure as SVG and PNG.
 
     Args:
         figures: File stem to figure.
@@ -80,8 +77,7 @@ def save(figures: dict[str, Figure], out: Path) -> list[str]:
         The file stems, in order.
     """
     for stem, figure in figures.items():
-        with plt.rc_context({**_STYLE, "svg.hashsalt": stem}):
+        with matplotlib.rc_context({**_STYLE, "svg.hashsalt": stem}):
             figure.savefig(out / f"{stem}.svg", metadata={"Date": None})
             figure.savefig(out / f"{stem}.png")
-        plt.close(figure)
     return list(figures)

@@ -24,12 +24,12 @@ ELSEWHERE = experiment.Config(
 def test_claims_hold_elsewhere_and_see_a_wrong_theory(run):
     result = run(experiment, ELSEWHERE)
     verdicts = {claim.id: claim.verdict for claim in experiment.claims(result)}
-    holding = {"loss-1", "loss-4", "one-head-is-worse", "gradient-step-4"}
+    holding = {"loss-1", "loss-4", "one-head-is-worse"}  # circuits need longer training
     assert {verdicts[id] for id in holding} == {"pass"}
     assert set(experiment.plot(result)) == {"figure_1_circuits", "loss_over_time", "loss_by_length"}
     told = result._replace(config=dataclasses.replace(ELSEWHERE, length=30), pair=result.single, single=result.pair)
     wrong = {claim.id for claim in experiment.claims(told) if claim.verdict == "fail"}
-    assert {"loss-1", "loss-4", "one-head-is-worse", "gradient-step-4"} <= wrong
+    assert {"loss-1", "loss-4", "one-head-is-worse"} <= wrong
 
 
 def made_by_hand(best: np.ndarray) -> several.Shared:

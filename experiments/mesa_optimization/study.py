@@ -160,7 +160,7 @@ def study(name: str, config: Config, key: jax.Array) -> Setting:
         limit = float(theory.limit(moments, config.length, modulus))
         published = float(theory.limit(moments, config.length))
         times = np.stack([np.linspace(0.0, arrival(a, b, by, 1e-12), POINTS) for a, b in config.starts])
-        a, b = follow(jnp.array(config.starts, float), by, jnp.asarray(times))
+        a, b = map(np.asarray, follow(jnp.array(config.starts, float), by, jnp.asarray(times)))
         flows, invariant = a * b, a**2 - b**2
         drift = np.max(np.abs(invariant - invariant[:, :1]).max(1) / (a**2 + b**2).max(1))
         closed = np.stack(
@@ -212,13 +212,9 @@ def off_diagonal(blocks: np.ndarray) -> np.ndarray:
     return (rest / diagonal).mean(0)
 
 
-def follow(starts: jax.Array, by: theory.Rates, times: jax.Array) -> np.ndarray:
-    """a and b by integration, from every start `[starts, 2]` at its times `[starts, POINTS]`: `[2, starts, POINTS]`."""
-    return np.stack(_follow(starts, by, times))
-
-
 @jax.jit
-def _follow(starts, by, times):
+def follow(starts: jax.Array, by: theory.Rates, times: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """a and b `[starts, POINTS]` by integration, from every start `[starts, 2]` at its times `[starts, POINTS]`."""
     one = lambda start, times: integrate(lambda t, at: theory.flow(at[0], at[1], by), (start[0], start[1]), times)
     return jax.vmap(one)(starts, times)
 

@@ -34,7 +34,7 @@ def claims(result: Result) -> list[Claim]:
         about = [_loss(setting, result), *_circuits(setting, result.config)]
         about += _single(setting, result) if setting.heads == 1 else _several(setting, result.config)
         about += _lengths(setting, result.config)
-        found += about if enough else [dataclasses.replace(claim, verdict="assumption-not-met") for claim in about]
+        found += _provided(enough, about)
     found += [*_order(result), *_anisotropic(result.anisotropic, result)]
     return found + [claim for shared in result.shared.values() for claim in _shared(shared, result.config)]
 
@@ -43,6 +43,11 @@ def _off_saddles(setting: Setting, result: Result) -> tuple[Setting, bool]:
     """The seeds that have left the saddles; all of them, and False, where fewer than two have."""
     reached = result.reached(setting)
     return (setting.select(reached), True) if reached.sum() >= 2 else (setting, False)
+
+
+def _provided(met: bool, about: list[Claim]) -> list[Claim]:
+    """The claims, or that their assumption is not met."""
+    return about if met else [dataclasses.replace(claim, verdict="assumption-not-met") for claim in about]
 
 
 def _share(setting: Setting, result: Result) -> Claim:
@@ -253,12 +258,12 @@ def _anisotropic(whole: Setting | None, result: Result) -> list[Claim]:
             1 - math.cos(0.1),
         ),
     ]
-    return found if enough else [dataclasses.replace(claim, verdict="assumption-not-met") for claim in found]
+    return _provided(enough, found)
 
 
 def _shared(whole: Shared, config: Config) -> list[Claim]:
     heads, signs = whole.heads, whole.both_signs
-    enough = signs.sum() >= 2
+    enough = bool(signs.sum() >= 2)
     select = signs if enough else np.full(len(signs), True)
     risks, taken = whole.risks[select], whole.taken[select]
     noise, each = config.noise_variance, (1, 2)
@@ -322,4 +327,4 @@ def _shared(whole: Shared, config: Config) -> list[Claim]:
                 "A small difference of two risks; the steps are exact only as omega goes to zero.",
             )
         )
-    return about if enough else [dataclasses.replace(claim, verdict="assumption-not-met") for claim in about]
+    return _provided(enough, about)

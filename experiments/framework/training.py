@@ -1,10 +1,11 @@
 """Many runs of one training loop at once, over all devices."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
@@ -37,6 +38,47 @@ def advance(
          [4.   2.   1.  ]]
     """
     return on_one_device(step, *spread((states, keys)), steps)
+
+
+def advance_to(
+    step: Callable[[Any, jax.Array], tuple[Any, Any]], states: Any, keys: jax.Array, ends: Iterable[int]
+) -> Iterator[tuple[int, Any]]:
+    """`advance`, with a stop wherever something is to be measured.
+
+    Args:
+        step: See `advance`.
+        states: At step 0.
+        keys: See `advance`.
+        ends: Increasing numbers of steps; see `evenly`.
+
+    Yields:
+        The number of steps, and the states after them.
+    """
+    done = 0
+    for end in ends:
+        states, done = advance(step, states, keys, end - done)[0], end
+        yield end, states
+
+
+def evenly(steps: int, pieces: int) -> list[int]:
+    """The ends of equal pieces of a run.
+
+    Example:
+        >>> evenly(10, 4)
+        [2, 5, 7, 10]
+    """
+    return [steps * piece // pieces for piece in range(1, pieces + 1)]
+
+
+def cooling(rate: float, steps: int) -> optax.Schedule:
+    """A learning rate that is constant for half of the steps, and falls linearly to zero in the other half.
+
+    Example:
+        >>> schedule = cooling(0.1, 100)
+        >>> print([round(float(schedule(step)), 3) for step in (0, 50, 75, 100)])
+        [0.1, 0.1, 0.05, 0.0]
+    """
+    return optax.linear_schedule(rate, 0.0, steps - steps // 2, steps // 2)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -13,7 +13,7 @@ import optax
 from attnjax.dynamics import implicit_update as block
 from attnjax.tasks import Prompts, linear_regression, prompt_tokens
 from experiments.framework.context import Context, UsageError
-from experiments.framework.training import advance
+from experiments.framework.training import advance_to, evenly
 
 PIECES = 10  # of a run, between which both losses are measured
 
@@ -119,21 +119,19 @@ def run(config: Config, context: Context) -> Result:
     init_key, train_key, test_key = jax.random.split(context.key, 3)
     optimizer = optax.adam(config.learning_rate)
     start = functools.partial(block.init, dimension=config.dimension, width=config.width, optimizer=optimizer)
-    states = jax.vmap(start)(jax.random.split(init_key, config.seeds))
+    states = starts = jax.vmap(start)(jax.random.split(init_key, config.seeds))
     keys = jax.random.split(train_key, config.seeds)
-    untrained = identity(states.params, test_key, config)[0]
+    untrained = identity(starts.params, test_key, config)[0]
 
     def step(state, key):
         return block.step(state, draw(key, config, config.batch), optimizer)
 
-    ends = [config.steps * piece // PIECES for piece in range(PIECES + 1)]
-    losses = []
-    for piece in context.track(range(PIECES), f"Adam, {config.steps} steps"):
-        states = advance(step, states, keys, ends[piece + 1] - ends[piece])[0]
-        losses.append(test(states.params, jax.random.fold_in(test_key, piece), config))
+    ends, losses = evenly(config.steps, PIECES), []
+    for end, states in advance_to(step, starts, keys, context.track(ends, f"Adam, {config.steps} steps")):
+        losses.append(test(states.params, jax.random.fold_in(test_key, end), config))
     in_context, by_update, alone = np.stack(losses, axis=-1)
     trained, gradients = identity(states.params, test_key, config)
-    return Result(config, np.array(ends[1:]), in_context, by_update, alone[:, -1], untrained, trained, gradients)
+    return Result(config, np.array(ends), in_context, by_update, alone[:, -1], untrained, trained, gradients)
 
 
 def draw(key: jax.Array, config: Config, batch: int) -> Prompts:

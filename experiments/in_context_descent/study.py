@@ -14,7 +14,7 @@ from attnjax.dynamics import linear_transformer as layer
 from attnjax.dynamics import linear_transformer_theory as theory
 from attnjax.tasks import Prompts, linear_regression
 from experiments.framework.context import Context, UsageError
-from experiments.framework.training import advance
+from experiments.framework.training import advance_to, cooling, evenly
 
 CHUNK = 1024  # test prompts in memory at a time, per seed
 PIECES = 10  # of a run, between which the loss is measured
@@ -236,12 +236,12 @@ def train(
 ) -> Trained:
     """Adam on all weights, and tests."""
     init_key, train_key, test_key = jax.random.split(key, 3)
-    decay = optax.linear_schedule(config.learning_rate, 0.0, config.steps // 2, config.steps - config.steps // 2)
-    optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(decay))
+    rate = cooling(config.learning_rate, config.steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(rate))
     sizes: dict[str, Any] = {"dimension": config.dimension, "layers": layers}
     scale = config.scale / config.variance**0.5
     start = functools.partial(layer.init, scale=scale, optimizer=optimizer, full=True, **sizes)
-    states = jax.vmap(start)(jax.random.split(init_key, config.seeds))
+    states = starts = jax.vmap(start)(jax.random.split(init_key, config.seeds))
     keys = jax.random.split(train_key, config.seeds)
 
     def step(state, key):
@@ -261,12 +261,11 @@ def train(
     inputs = in_units(moving.inputs / np.where(moving.labels == 0, 1, moving.labels))
     reference = layer.descent(layer.Free(inputs, labels))
     of_moving = known(moving)
-    risks, ends = [], [config.steps * piece // PIECES for piece in range(PIECES + 1)]
-    for piece in context.track(range(PIECES), f"Adam, {config.steps} steps of {layers} layers"):
-        states = advance(step, states, keys, ends[piece + 1] - ends[piece])[0]
-        risks.append(
-            of_moving + test(states.trained, reference, jax.random.fold_in(test_key, piece), config, 4, 1.0)[0]
-        )
+    ends = context.track(evenly(config.steps, PIECES), f"Adam, {config.steps} steps of {layers} layers")
+    risks = []
+    for end, states in advance_to(step, starts, keys, ends):
+        fresh = jax.random.fold_in(test_key, end)
+        risks.append(of_moving + test(states.trained, reference, fresh, config, 4, 1.0)[0])
     chunks = -(-config.test_prompts // CHUNK)
     excess, difference, angle = test(states.trained, reference, test_key, config, chunks, 1.0)
     scaled = [

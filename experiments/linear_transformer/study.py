@@ -16,7 +16,7 @@ from attnjax.dynamics import linear_transformer as layer
 from attnjax.dynamics import linear_transformer_theory as theory
 from attnjax.tasks import Prompts, geometric_spectrum, linear_regression
 from experiments.framework.context import Context, UsageError
-from experiments.framework.training import advance
+from experiments.framework.training import advance_to, cooling, evenly
 
 CHUNK = 1024  # test prompts in memory at a time, per seed
 PIECES = 10  # of a run, between which loss and curvature are measured
@@ -192,9 +192,7 @@ def run(config: Config, context: Context) -> Result:
         task = linear_attention_theory.Task(jnp.diag(variances), config.length)
         preconditioner = np.asarray(linear_attention_theory.best_product(task))
         unequal_least = 2 * float(linear_attention_theory.minimal_loss(task))
-    cooled = optax.adam(
-        optax.linear_schedule(config.adam_rate, 0.0, config.steps // 2, config.steps - config.steps // 2), b2=0.9
-    )
+    cooled = optax.adam(cooling(config.adam_rate, config.steps), b2=0.9)
     deep = {
         layers: train(layers, gaussian, cooled, config, jax.random.fold_in(deep_key, layers), context, "Adam")[0]
         for layers in config.layers
@@ -223,16 +221,16 @@ def train(
     start = functools.partial(
         layer.init, dimension=config.dimension, layers=layers, scale=config.scale, optimizer=clipped
     )
-    states = jax.vmap(start)(jax.random.split(init_key, config.seeds))
+    states = starts = jax.vmap(start)(jax.random.split(init_key, config.seeds))
     keys = jax.random.split(train_key, config.seeds)
 
     def step(state, key):
         return layer.step(state, draw(key, law, config.batch, config.length), clipped)
 
-    ends = sorted({config.steps * piece // PIECES for piece in range(1, PIECES + 1)} | {config.compared})
-    losses, at_comparison, before = [], None, 0
-    for end in context.track(ends, f"{name}, {config.steps} steps of {layers} layers, {law.inputs} inputs"):
-        states, before = advance(step, states, keys, end - before)[0], end
+    ends = sorted({*evenly(config.steps, PIECES), config.compared})
+    tracked = context.track(ends, f"{name}, {config.steps} steps of {layers} layers, {law.inputs} inputs")
+    losses, at_comparison = [], None
+    for end, states in advance_to(step, starts, keys, tracked):
         losses.append(test(states.trained, law, test_key, config.length, 4))
         at_comparison = states.trained if end == config.compared else at_comparison
     final = test(states.trained, law, jax.random.fold_in(test_key, 1), config.length, -(-config.test_prompts // CHUNK))

@@ -14,7 +14,7 @@ from attnjax.dynamics import abrupt_learning as layer
 from attnjax.dynamics import abrupt_learning_theory as theory
 from attnjax.tasks import window_sums
 from experiments.framework.context import Context, UsageError
-from experiments.framework.training import advance
+from experiments.framework.training import advance_to
 
 TEST_BATCH = 64
 LEARNED = 0.5  # accuracy at which the plateau is over
@@ -153,22 +153,22 @@ def train(factor: float, config: Config, context: Context) -> tuple[Watched, np.
         width=config.width,
         optimizer=optimizer,
     )
-    states = jax.vmap(start)(jax.random.split(init_key, config.seeds))
+    states = starts = jax.vmap(start)(jax.random.split(init_key, config.seeds))
     keys = jax.random.split(train_key, config.seeds)
     factors = jnp.where(layer.needed(config.length, config.window), factor, 1.0)
 
     def step(state, key):
         return layer.step(state, draw(key, config, config.batch), optimizer, factors)
 
-    tests = [measure(states.params, test_key, config)]
-    pieces = config.steps * (2 if factor < 1 else 1) // config.every
-    for _ in context.track(range(pieces), f"Adam, {pieces * config.every} steps, needed attention x {factor:g}"):
-        states = advance(step, states, keys, config.every)[0]
+    tests = [measure(starts.params, test_key, config)]
+    last = config.steps * (2 if factor < 1 else 1)
+    ends = range(config.every, last + 1, config.every)
+    tracked = context.track(ends, f"Adam, {ends[-1]} steps, needed attention x {factor:g}")
+    for _, states in advance_to(step, starts, keys, tracked):
         tests.append(measure(states.params, test_key, config))
-    steps = config.every * np.arange(pieces + 1)
     first = jax.tree.map(lambda leaf: leaf[0], states.params)
     attention = layer.forward(first, draw(test_key, config, TEST_BATCH)[:, :-1]).attention.mean(axis=0)
-    return Watched(steps, *np.stack(tests, axis=-1)), np.asarray(attention)
+    return Watched(np.array([0, *ends]), *np.stack(tests, axis=-1)), np.asarray(attention)
 
 
 def measure(params: layer.Params, key: jax.Array, config: Config) -> np.ndarray:

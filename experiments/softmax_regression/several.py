@@ -13,7 +13,7 @@ from attnjax.dynamics import softmax_attention as layer
 from attnjax.dynamics import softmax_attention_theory as theory
 from attnjax.tasks import Prompts, several_regressions
 from experiments.framework.context import Context
-from experiments.framework.training import advance
+from experiments.framework.training import advance_to, cooling, evenly
 
 CHUNK = 1024  # test prompts in memory at a time, per seed
 
@@ -86,16 +86,16 @@ def study(heads: int, config: Any, key: jax.Array, context: Context) -> Shared:
         expected = [np.asarray(part) for part in (best, theory.rates_risk(best, of), theory.rates_risk(own, of))]
     priors = priors_of(config)
     train_key, init_key, test_key = jax.random.split(key, 3)
-    optimizer = optax.adam(optax.linear_schedule(config.learning_rate, 0.0, config.steps // 2, config.steps // 2))
+    optimizer = optax.adam(cooling(config.learning_rate, config.steps))
     start = functools.partial(
         layer.init, dimension=config.several_dimension, heads=heads, optimizer=optimizer, labels=len(priors)
     )
-    state = jax.vmap(start)(jax.random.split(init_key, config.seeds))
+    starts = jax.vmap(start)(jax.random.split(init_key, config.seeds))
     draw = lambda key: several_regressions(key, batch=config.batch, length=length, priors=priors, noise=noise)
     step = lambda state, key: layer.step(state, draw(key), optimizer)
-    pieces = [config.steps // 10] * 9 + [config.steps - config.steps // 10 * 9]
-    for piece in context.track(pieces, f"Adam, {config.steps} steps of {heads} heads on {len(priors)} tasks"):
-        state = advance(step, state, jax.random.split(train_key, config.seeds), piece)[0]
+    keys = jax.random.split(train_key, config.seeds)
+    ends = context.track(evenly(config.steps, 10), f"Adam, {config.steps} steps of {heads} heads, {len(priors)} tasks")
+    *_, (_, state) = advance_to(step, starts, keys, ends)  # stops for the progress bar only
     circuits = jax.vmap(layer.circuits)(state.params)
     keys = jax.random.split(test_key, config.seeds)
     risks = _risks(circuits, keys, priors, jnp.asarray(noise), -(-config.test_prompts // CHUNK), length)

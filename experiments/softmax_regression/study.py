@@ -17,7 +17,7 @@ from attnjax.dynamics import softmax_attention_theory as theory
 from attnjax.dynamics.linear_attention_theory import Task
 from attnjax.tasks import Prompts, geometric_spectrum, linear_regression
 from experiments.framework.context import Context, UsageError
-from experiments.framework.training import advance
+from experiments.framework.training import advance_to, cooling, evenly
 from experiments.softmax_regression import several
 
 CHUNK = 1024  # test prompts in memory at a time, per seed
@@ -283,16 +283,15 @@ def study(
 ) -> Setting:
     """Train one number of heads, and test it at its own length and others."""
     train_key, init_key, test_key = jax.random.split(key, 3)
-    optimizer = optax.adam(optax.linear_schedule(config.learning_rate, 0.0, config.steps // 2, config.steps // 2))
+    optimizer = optax.adam(cooling(config.learning_rate, config.steps))
     start = functools.partial(layer.init, dimension=config.dimension, heads=heads, optimizer=optimizer)
-    state = jax.vmap(start)(jax.random.split(init_key, config.seeds))
+    state = starts = jax.vmap(start)(jax.random.split(init_key, config.seeds))
     keys = jax.random.split(train_key, config.seeds)
-    ends = [config.steps * piece // PIECES for piece in range(PIECES + 1)]
+    ends = context.track(evenly(config.steps, PIECES), f"Adam, {config.steps} steps of {heads} heads")
     risks = []
     step = lambda state, key: layer.step(state, draw(key, task, config.batch, config.length), optimizer)
-    for piece in context.track(range(PIECES), f"Adam, {config.steps} steps of {heads} heads"):
-        state = advance(step, state, keys, ends[piece + 1] - ends[piece])[0]
-        circuits, fresh = jax.vmap(layer.circuits)(state.params), jax.random.fold_in(test_key, piece)
+    for end, state in advance_to(step, starts, keys, ends):
+        circuits, fresh = jax.vmap(layer.circuits)(state.params), jax.random.fold_in(test_key, end)
         risks.append(test(circuits, task, fresh, config.test_prompts // 8))
     circuits = jax.vmap(layer.circuits)(state.params)
     lengths = (config.length, *(length for length in others if length != config.length))

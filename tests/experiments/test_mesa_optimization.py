@@ -9,7 +9,6 @@ from experiments.framework.context import UsageError
 
 ELSEWHERE = experiment.Config(dimension=3, length=8, scale=0.7, modulus=0.8, a=0.2, b=0.4, batch=512, seed=3)
 UNMET = {"full-one-limit", "decaying-published-limit"}
-NOISY = {"gaussian-recovers-a-part"}  # a mean of ratios, whose interval here is ten times its tolerance
 
 
 @pytest.mark.slow
@@ -17,11 +16,11 @@ def test_claims_hold_elsewhere_and_see_a_wrong_theory(run):
     result = run(experiment, ELSEWHERE)
     verdicts = {claim.id: claim.verdict for claim in experiment.claims(result)}
     assert {id for id, verdict in verdicts.items() if verdict == "assumption-not-met"} == UNMET
-    assert {verdict for id, verdict in verdicts.items() if id not in UNMET | NOISY} == {"pass"}
+    assert {verdict for id, verdict in verdicts.items() if id not in UNMET} == {"pass"}
     assert set(experiment.plot(result)) == {"product_over_time", "figure_1_starts", "figure_3_blocks"}
     # The published limit is another number where the map is not unitary: nothing passes there by a loose tolerance.
     decaying = result.settings["decaying"]
-    assert abs(decaying.published / decaying.limit - 1) > 0.1
+    assert abs(decaying.published / decaying.limit - 1) > 2 * 0.02
     told = {name: setting._replace(limit=1.1 * setting.limit) for name, setting in result.settings.items()}
     wrong = {claim.id for claim in experiment.claims(result._replace(settings=told)) if claim.verdict == "fail"}
     assert {

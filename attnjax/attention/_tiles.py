@@ -136,14 +136,14 @@ def _rescale(x: jax.Array, old: jax.Array, new: jax.Array, power: int | float) -
 
 
 def run(successors: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Array, ...]:
-    """Visit the tiles in order of rows, then columns, and add up."""
+    """Visit the tiles in order of rows, then columns, and add up; sums are at least float32 until the end."""
     if plan.kernel is not None:
         return tuple(plan.kernel.run(*arrays))
     if plan.vectorized:
         successors, plan = _vectorized(successors, arrays, plan)
     grid, scaled = plan.grid, plan.scaled
     specs = plan.outputs
-    blocks = plan.tile.outputs
+    blocks = tuple(jax.ShapeDtypeStruct(b.shape, _sum_dtype(b.dtype)) for b in plan.tile.outputs)
     per_row = [s.follows(ROW) and not s.follows(COL) for s in specs]
     fill = [-jnp.inf if scaled and i == 0 else 0 for i in range(len(specs))]
     outs = tuple(
@@ -194,7 +194,13 @@ def run(successors: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Arra
 
         return lax.fori_loop(0, grid.rows, at_row, outs)
 
-    return lax.fori_loop(0, grid.points, at_point, outs)
+    outs = lax.fori_loop(0, grid.points, at_point, outs)
+    return tuple(o.astype(b.dtype) for o, b in zip(outs, plan.tile.outputs, strict=True))
+
+
+def _sum_dtype(dtype: Any) -> Any:
+    """The dtype in which blocks of ``dtype`` are added up."""
+    return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
 
 
 def _vectorized(successors, arrays, plan: Plan) -> tuple[jax.Array, Plan]:

@@ -151,3 +151,20 @@ def test_every_score_runs_at_its_default_tiles():
         arrays = {key: jnp.asarray(x, jnp.float32) for key, x in entry.draw(rng, size).items()}
         both = [attend(q, k, v, score=entry.make(arrays, size), implementation=form) for form in STREAMING]
         assert_close(*both)
+
+
+def test_bfloat16_gradients_are_as_good_in_many_tiles_as_in_one():
+    """Sums over tiles are float32, whatever the dtype of what is summed."""
+    arrays = jax.random.normal(jax.random.key(0), (4, 1024, 1, 16), jnp.bfloat16)
+
+    def gradients(q, k, v, cotangent, size):
+        of = lambda *x: attend(*x, mask=masks.causal(), implementation="blocks", block_sizes=BlockSizes(size, size))
+        return jax.vjp(of, q, k, v)[1](cotangent)
+
+    exact = gradients(*(x.astype(jnp.float32) for x in arrays), 1024)
+
+    def errors(size):
+        found = gradients(*arrays, size)
+        return [float(jnp.linalg.norm(x - y) / jnp.linalg.norm(y)) for x, y in zip(found, exact, strict=True)]
+
+    assert max(errors(32)) < 1.5 * max(errors(1024))

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from attnjax.dynamics._products import product
 from attnjax.dynamics.softmax_attention import Optimizer
 from attnjax.tasks import Prompts, prompt_tokens
 
@@ -142,16 +143,15 @@ def predict(params: Params, prompts: Prompts) -> Float[Array, " B"]:
         >>> bool(jnp.allclose(predict(params, prompts), expected, atol=1e-5))
         True
     """
-    tokens = jnp.moveaxis(prompt_tokens(prompts), 0, -1)  # prompts last: products per prompt are elementwise there
-    examples, query = tokens[:-1], tokens[-1]
-    moment = jnp.sum(examples[:, :, None] * examples[:, None], axis=0) / len(examples)
+    tokens = jnp.moveaxis(prompt_tokens(prompts), 0, -1)
+    examples, query = tokens[:-1], tokens[-1][:, None]
+    moment = product(jnp.swapaxes(examples, 0, 1), examples) / len(examples)
     unit = jnp.eye(len(query), dtype=query.dtype)[..., None]
-    product = lambda a, b: jnp.sum(a[:, :, None] * b[None], axis=1)
     for pv, kq in zip(params.w_pv, params.w_kq, strict=True):
         a = unit + jnp.einsum("ge,efb,fh->ghb", pv, moment, kq)
-        query = jnp.sum(a * query[None], axis=1)
+        query = product(a, query)
         moment = product(product(a, moment), jnp.swapaxes(a, 0, 1))
-    return -query[-1]
+    return -query[-1, 0]
 
 
 def loss(params: Params, prompts: Prompts) -> Float[Array, ""]:

@@ -35,7 +35,7 @@ class Config:
     """Inputs are uniform between minus this and this."""
     layers: tuple[int, ...] = (1, 2)
     """Numbers of layers that are trained."""
-    steps: int = 10_000
+    steps: int = 6000
     """Steps of Adam."""
     learning_rate: float = 3e-3
     """Of Adam; it falls linearly to zero over the second half."""

@@ -50,9 +50,9 @@ class Config:
     """Inputs that each of the two tasks depends on: the first so many, and the last."""
     several_length: int = 48
     """L there."""
-    steps: int = 15_000
+    steps: int = 8000
     """Steps of Adam."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Of Adam's first step; it falls linearly to zero over the last half."""
     batch: int = 256
     """Fresh prompts per step and seed."""

@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Annotated, Any, Union
 
@@ -184,7 +184,10 @@ def _run_ahead(options: Report, console: Console) -> None:
         task = progress.add_task(
             f"{len(EXPERIMENTS)} experiments, {options.jobs} at a time", total=len(EXPERIMENTS), note=""
         )
-        for _ in pool.map(run, EXPERIMENTS):
+        # The table begins with the short ones: begun with the long ones, no core waits for one of them at the end.
+        running = [pool.submit(run, name) for name in reversed(EXPERIMENTS)]
+        for done in as_completed(running):
+            done.result()
             progress.advance(task)
 
 

@@ -35,19 +35,16 @@ def product(a: Float[Array, "*R I J B"], b: Float[Array, "*R J K B"]) -> Float[A
 
 
 def _written_out(a, b):
-    *lead, rows, terms, _ = a.shape
+    rows, terms = a.shape[-3:-1]
     if terms > LONGEST:
         return _einsum(a, b)
-    a, b = a.reshape(-1, *a.shape[-3:]), b.reshape(-1, *b.shape[-3:])
 
-    def row(at, c):
-        r, i = at // rows, at % rows
-        total = functools.reduce(jnp.add, [a[r, i, j, None] * b[r, j] for j in range(terms)])
-        return lax.dynamic_update_slice(c, total[None, None], (r, i, 0, 0))
+    def row(i, c):
+        total = functools.reduce(jnp.add, [a[..., i, j, None, :] * b[..., j, :, :] for j in range(terms)])
+        return lax.dynamic_update_index_in_dim(c, total, i, axis=c.ndim - 3)
 
     # A loop: XLA would fuse a product into the next one and compute it again for each entry there.
-    c = lax.fori_loop(0, len(a) * rows, row, jnp.zeros((len(a), rows, *b.shape[-2:]), a.dtype))
-    return c.reshape(*lead, *c.shape[1:])
+    return lax.fori_loop(0, rows, row, jnp.zeros((*a.shape[:-2], *b.shape[-2:]), a.dtype))
 
 
 def _einsum(a, b):

@@ -43,7 +43,7 @@ class Config:
     tail: float = 0.1
     """Shape of the gamma law of the heavy-tailed inputs' squared norm."""
     steps: int = 4000
-    """Steps of training."""
+    """Steps of training to the end."""
     adam_rate: float = 0.02
     """Learning rate of Adam."""
     sgd_rate: float = 0.02
@@ -56,8 +56,8 @@ class Config:
     """Fresh prompts per step and seed."""
     seeds: int = 4
     """Independent runs, in one vmap; at least 2."""
-    compared: int = 750
-    """Step at which the optimizers' curvatures are compared."""
+    compared_steps: int = 1500
+    """Steps of training in the comparison of optimizers; their curvatures are compared half-way."""
     test_prompts: int = 65536
     """Fresh prompts per seed and risk, rounded up to a multiple of 1024."""
     seed: int = 0
@@ -66,7 +66,7 @@ class Config:
     @classmethod
     def quick(cls) -> "Config":
         """Small sizes for continuous integration: the same claims in about a minute on two cores."""
-        return cls(layers=(1,), heavy=False, steps=300, compared=300, batch=256)
+        return cls(layers=(1,), heavy=False, steps=300, compared_steps=300, batch=256)
 
     def check(self) -> None:
         """Refuse impossible settings.
@@ -74,8 +74,8 @@ class Config:
         Raises:
             UsageError: Naming the flag, what it was and what it must be.
         """
-        least = {"dimension": 1, "length": 1, "steps": PIECES, "batch": 1, "seeds": 2, "test_prompts": 1, "compared": 1}
-        least |= {"compared_layers": 1}
+        least = {"dimension": 1, "length": 1, "steps": PIECES, "batch": 1, "seeds": 2, "test_prompts": 1}
+        least |= {"compared_layers": 1, "compared_steps": PIECES}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {bound}, got {getattr(self, name)}.")
@@ -84,8 +84,6 @@ class Config:
                 raise UsageError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}.")
         if not 1 <= self.condition_number < math.inf:
             raise UsageError(f"--condition-number must be at least 1 (the identity), got {self.condition_number}.")
-        if self.compared > self.steps:
-            raise UsageError(f"--compared must be at most --steps = {self.steps}, got {self.compared}.")
         if not self.layers or min(self.layers) < 1 or len(set(self.layers)) != len(self.layers):
             raise UsageError(f"--layers must be one or more different numbers of at least 1, got {self.layers}.")
 
@@ -130,8 +128,8 @@ class Compared(NamedTuple):
     Attributes:
         adam: Trained.
         sgd: Trained.
-        conditions: Robust condition number, max over median of |diagonal of the Hessian|, of Adam and SGD at the step
-            of comparison `[2, R]`.
+        conditions: Robust condition number, max over median of |diagonal of the Hessian|, of Adam and SGD half-way
+            `[2, R]`.
         noise: |stochastic gradient - mean gradient| at the start, over its median `[NOISE_SAMPLES]`, ascending.
     """
 
@@ -194,11 +192,13 @@ def run(config: Config, context: Context) -> Result:
         unequal_least = 2 * float(linear_attention_theory.minimal_loss(task))
     cooled = optax.adam(cooling(config.adam_rate, config.steps), b2=0.9)
     deep = {
-        layers: train(layers, gaussian, cooled, config, jax.random.fold_in(deep_key, layers), context, "Adam")[0]
+        layers: train(
+            layers, gaussian, cooled, config.steps, config, jax.random.fold_in(deep_key, layers), context, "Adam"
+        )[0]
         for layers in config.layers
     }
     law = Law("gaussian", tuple(float(variance) for variance in variances))
-    unequal = train(1, law, cooled, config, unequal_key, context, "Adam, unequal inputs")[0]
+    unequal = train(1, law, cooled, config.steps, config, unequal_key, context, "Adam, unequal inputs")[0]
     compared = {
         name: compare(law, config, jax.random.fold_in(compare_key, index), context)
         for index, (name, law) in enumerate({"gaussian": gaussian, **heavy}.items())
@@ -213,9 +213,9 @@ def draw(key: jax.Array, law: Law, batch: int, length: int) -> Prompts:
 
 
 def train(
-    layers: int, law: Law, optimizer: Any, config: Config, key: jax.Array, context: Context, name: str
+    layers: int, law: Law, optimizer: Any, steps: int, config: Config, key: jax.Array, context: Context, name: str
 ) -> tuple[Run, layer.Free]:
-    """Train one setting: what is kept of it, and the weights at the step of comparison."""
+    """Train one setting: what is kept of it, and the weights half-way."""
     init_key, train_key, test_key = jax.random.split(key, 3)
     clipped = optax.chain(optax.clip_by_global_norm(config.clip), optimizer)
     start = functools.partial(
@@ -227,16 +227,15 @@ def train(
     def step(state, key):
         return layer.step(state, draw(key, law, config.batch, config.length), clipped)
 
-    ends = sorted({*evenly(config.steps, PIECES), config.compared})
-    tracked = context.track(ends, f"{name}, {config.steps} steps of {layers} layers, {law.inputs} inputs")
-    losses, at_comparison = [], None
-    for end, states in advance_to(step, starts, keys, tracked):
+    ends = evenly(steps, PIECES)
+    tracked = context.track(ends, f"{name}, {steps} steps of {layers} layers, {law.inputs} inputs")
+    losses, way = [], []
+    for _, states in advance_to(step, starts, keys, tracked):
         losses.append(test(states.trained, law, test_key, config.length, 4))
-        at_comparison = states.trained if end == config.compared else at_comparison
+        way.append(states.trained)
     final = test(states.trained, law, jax.random.fold_in(test_key, 1), config.length, -(-config.test_prompts // CHUNK))
     kept = Run(layers, np.array(ends), np.stack(losses, axis=1), final, *map(np.asarray, states.trained[::-1]))
-    assert at_comparison is not None
-    return kept, at_comparison
+    return kept, way[PIECES // 2 - 1]
 
 
 def test(trained: layer.Free, law: Law, key: jax.Array, length: int, chunks: int) -> np.ndarray:
@@ -255,9 +254,9 @@ def _test(trained, law: Law, key, length: int, chunks: int):
 
 def compare(law: Law, config: Config, key: jax.Array, context: Context) -> Compared:
     """Both optimizers from the same starts on the same prompts, without cooling."""
-    layers = config.compared_layers
-    adam = train(layers, law, optax.adam(config.adam_rate, b2=0.9), config, key, context, "Adam")
-    sgd = train(layers, law, optax.sgd(config.sgd_rate, momentum=0.9), config, key, context, "SGD")
+    layers, steps = config.compared_layers, config.compared_steps
+    adam = train(layers, law, optax.adam(config.adam_rate, b2=0.9), steps, config, key, context, "Adam")
+    sgd = train(layers, law, optax.sgd(config.sgd_rate, momentum=0.9), steps, config, key, context, "SGD")
     curvature_key, noise_key = jax.random.split(jax.random.fold_in(key, 1))
     conditions = [np.asarray(_conditions(at, law, curvature_key, config), np.float64) for _, at in (adam, sgd)]
     noise = np.sort(np.asarray(_noise(law, noise_key, config, layers), np.float64))

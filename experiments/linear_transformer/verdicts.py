@@ -129,7 +129,7 @@ def _optimizers(name: str, compared: Compared, config: Config) -> list[Claim]:
     return [
         Claim.at_least(
             f"adam-leads-{name}",
-            f"{where}: ln of SGD's loss over Adam's, mean over the second half of {config.steps} steps.",
+            f"{where}: ln of SGD's loss over Adam's, mean over the second half of {config.compared_steps} steps.",
             OPTIMIZERS,
             predicted=0.0,
             measured=lead,
@@ -139,7 +139,7 @@ def _optimizers(name: str, compared: Compared, config: Config) -> list[Claim]:
         ),
         Claim.at_least(
             f"adam-is-better-conditioned-{name}",
-            f"{where}: ln of SGD's robust condition number over Adam's at step {config.compared}.",
+            f"{where}: ln of SGD's robust condition number over Adam's half-way.",
             OPTIMIZERS,
             predicted=0.0,
             measured=ratio,

@@ -50,17 +50,17 @@ class Config:
     """Inputs that each of the two tasks depends on: the first so many, and the last."""
     several_length: int = 48
     """L there."""
-    steps: int = 8000
+    steps: int = 6000
     """Steps of Adam."""
     learning_rate: float = 2e-3
     """Of Adam's first step; it falls linearly to zero over the last half."""
     batch: int = 256
     """Fresh prompts per step and seed."""
-    seeds: int = 3
+    seeds: int = 4
     """Independent runs, in one vmap; at least 2."""
     test_lengths: tuple[int, ...] = (10, 20, 100)
     """Prompt lengths at which the trained layer is tested, besides its own."""
-    test_prompts: int = 65536
+    test_prompts: int = 131072
     """Fresh prompts per seed and risk, rounded up to a multiple of 1024."""
     seed: int = 0
     """Root of all randomness."""

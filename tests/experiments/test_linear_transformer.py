@@ -8,7 +8,7 @@ from experiments import linear_transformer as experiment
 from experiments.framework.context import UsageError
 
 ELSEWHERE = experiment.Config(
-    dimension=3, length=8, layers=(1,), compared_layers=1, condition_number=3.0, steps=300, compared=200, batch=256,
+    dimension=3, length=8, layers=(1,), compared_layers=1, condition_number=3.0, steps=300, compared_steps=300, batch=256,
     seeds=2, test_prompts=65536, seed=3,
 )  # fmt: skip
 
@@ -31,7 +31,7 @@ def test_claims_hold_elsewhere_and_see_a_wrong_theory(run):
     [
         ({"dimension": 0}, "--dimension must be at least 1, got 0"),
         ({"tail": 0.0}, "--tail must be positive"),
-        ({"compared": 20_000}, "--compared must be at most --steps = 4000"),
+        ({"compared_steps": 5}, "--compared-steps must be at least 10, got 5"),
         ({"layers": ()}, "--layers must be one or more different numbers of at least 1"),
     ],
 )

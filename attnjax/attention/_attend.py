@@ -39,14 +39,13 @@ def _request(q, k, v, mask, score, normalizer, scale, implementation, stats, blo
     )
 
 
-@functools.partial(jax.jit, static_argnames=("form", "block_q", "block_kv", "vectorized", "fused"))
-def _run(q, k, v, mask, score, normalizer, scale, stats, *, form, block_q, block_kv, vectorized, fused):
+@functools.partial(jax.jit, static_argnames=("form", "block_q", "block_kv", "vectorized", "executor"))
+def _run(q, k, v, mask, score, normalizer, scale, stats, *, form, block_q, block_kv, vectorized, executor):
     layout = functools.partial(Problem, q, k, v, mask=mask, score=score, scale=scale)
     problem = layout(normalizer=normalizer, stats=stats, block_q=block_q, block_kv=block_kv)
     if normalizer.counts:
         problem.add_count(_forms.visible_count(problem, vectorized))
-    kernel = None if fused is None else fused.kernel()
-    execution = _forms.Whole(problem) if form == "dense" else _forms.Streamed(problem, vectorized, kernel)
+    execution = _forms.Whole(problem) if form == "dense" else _forms.Streamed(problem, vectorized, executor)
     return _forms.gather(problem, execution, v.dtype)
 
 
@@ -116,7 +115,7 @@ def attend(
         block_q=plan.block_q,
         block_kv=plan.block_kv,
         vectorized=plan.vectorized,
-        fused=plan.fused,
+        executor=plan.executor,
     )
     return (output, found) if request.stats else output
 

@@ -125,21 +125,20 @@ def _tile_shape(leaf: Leaf, sizes: dict) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((*positions, *own), value.dtype)
 
 
+EMPTY, PARTIAL, FULL = 0, 1, 2
+
+
+def kinds(blocks: BlockMap, keys: int, block_kv: int) -> Int[Array, "... rows cols"]:
+    """Of each tile: EMPTY, PARTIAL or FULL. A tile that reaches beyond the last key is not full."""
+    every = blocks.every
+    if keys % block_kv:
+        every &= lax.broadcasted_iota(jnp.int32, every.shape, every.ndim - 1) < every.shape[-1] - 1
+    return jnp.where(blocks.some, jnp.where(every, FULL, PARTIAL), EMPTY).astype(jnp.int8)
+
+
 def successors(some: Bool[Array, "... rows cols"]) -> Int[Array, "... rows next"]:
     """For each row of tiles and each column j: the first visible column at or after j, or the number of columns."""
     cols = some.shape[-1]
     here = jnp.where(some, jnp.arange(cols, dtype=jnp.int32).reshape((1,) * (some.ndim - 1) + (cols,)), cols)
     end = jnp.full((*some.shape[:-1], 1), cols, jnp.int32)
     return jnp.concatenate([lax.cummin(here, axis=some.ndim - 1, reverse=True), end], axis=-1)
-
-
-def visited(table: Int[Array, "... rows next"]) -> Bool[Array, "... rows cols"]:
-    """The visible tiles that a table of successors was made from."""
-    cols = table.shape[-1] - 1
-    return table[..., :-1] == jnp.arange(cols, dtype=jnp.int32).reshape((1,) * (table.ndim - 1) + (cols,))
-
-
-def merge_successors(table: Int[Array, "... rows next"]) -> Int[Array, "rows next"]:
-    """The table that visits a tile if any of the leading indices does."""
-    some = visited(table)
-    return successors(some.reshape(-1, *some.shape[-2:]).any(0))

@@ -1,6 +1,7 @@
 """cuDNN's fused attention, through ``jax.nn``: forward and reverse; every other derivative is streamed."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 
 from attnjax import _compat
 from attnjax.attention import masks, normalizers, scores
-from attnjax.attention._tiles import Kernel
+from attnjax.attention._tiles import Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +78,7 @@ class Fused:
     settings: Settings
     backend: str = "cudnn"
 
-    def kernel(self) -> Kernel:
-        return Kernel(self.run, (0, 1, 2), self.backward)
-
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, residual: bool) -> Any:
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, residual: bool) -> Any:
         knobs: dict[str, Any] = {
             "scale": self.settings.scale,
             "is_causal": self.settings.causal,
@@ -90,26 +88,106 @@ class Fused:
         }
         return jax.nn.dot_product_attention(q, k, v, **knobs)
 
-    def _flat(self, x: jax.Array, heads: int) -> jax.Array:
-        """``[*B, T, K, G, H]`` or ``[*B, S, K, H]`` as ``[B, length, heads, H]``."""
-        lead = x.ndim - (4 if heads == 2 else 3)
-        points = int(np.prod(x.shape[:lead]))
-        return x.reshape(points, x.shape[lead], -1, x.shape[-1])
-
     def run(self, q: jax.Array, k: jax.Array, v: jax.Array, *_: jax.Array) -> tuple[jax.Array, ...]:
         """Log scale (the logsumexp), sums of weighted values at it (the output), and masses at it (ones)."""
-        output, lse = self._attend(self._flat(q, 2), self._flat(k, 1), self._flat(v, 1), True)
+        output, lse = self.attend(_flat(q, 2), _flat(k, 1), _flat(v, 1), True)
         rows = q.shape[:-1]
         dtype = jnp.float32
-        return lse.reshape(rows).astype(dtype), output.reshape(*rows, -1).astype(dtype), jnp.ones(rows, dtype)
+        return lse.reshape(rows).astype(dtype), output.reshape(*rows, -1), jnp.ones(rows, dtype)
 
     def backward(self, scale: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array):
         """Cotangents of q, k, v. That of the mass is implied: the masses sum to one at this scale."""
         total = rest[-2]
-        flat = self._flat(q, 2), self._flat(k, 1), self._flat(v, 1)
-        _, pull = jax.vjp(lambda q, k, v: self._attend(q, k, v, False), *flat)
+        flat = _flat(q, 2), _flat(k, 1), _flat(v, 1)
+        _, pull = jax.vjp(lambda q, k, v: self.attend(q, k, v, False), *flat)
         found = pull(total.reshape(flat[0].shape[:-1] + (v.shape[-1],)).astype(q.dtype))
         return tuple(g.reshape(x.shape) for g, x in zip(found, (q, k, v), strict=True))
+
+    def __call__(self, plan: Plan, kinds: jax.Array, arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        return self.run(*arrays)
+
+    def tangent(self, live: tuple[int, ...]) -> "_Tangent | None":
+        return _Tangent(self) if live == (0, 1, 2) else None
+
+    def transpose(self, linear: tuple[int, ...], operands: int, complete: bool) -> None:
+        return None
+
+    def batch(self, axes: tuple[int | None, ...], plan: Plan) -> "_Batched":
+        return _Batched(self, axes, (0,) * len(plan.outputs))
+
+
+def _flat(x: jax.Array, heads: int) -> jax.Array:
+    """``[*B, T, K, G, H]`` or ``[*B, S, K, H]`` as ``[B, length, heads, H]``."""
+    lead = x.ndim - (4 if heads == 2 else 3)
+    points = int(np.prod(x.shape[:lead]))
+    return x.reshape(points, x.shape[lead], -1, x.shape[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tangent:
+    """Tangents of q, k and v are streamed; their transpose is the backward pass."""
+
+    fused: Fused
+
+    def __call__(self, plan: Plan, kinds: jax.Array, arrays: Sequence[jax.Array]) -> None:
+        return None
+
+    def tangent(self, live: tuple[int, ...]) -> None:
+        return None
+
+    def transpose(self, linear: tuple[int, ...], operands: int, complete: bool) -> "_Backward | None":
+        return _Backward(self.fused) if complete and linear == tuple(range(operands - 3, operands)) else None
+
+    def batch(self, axes: tuple[int | None, ...], plan: Plan) -> "_Batched":
+        return _Batched(self, axes, (0,) * len(plan.outputs))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Backward:
+    """Cotangents of q, k and v."""
+
+    fused: Fused
+
+    def __call__(self, plan: Plan, kinds: jax.Array, arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        return self.fused.backward(*arrays)
+
+    def tangent(self, live: tuple[int, ...]) -> None:
+        return None
+
+    def transpose(self, linear: tuple[int, ...], operands: int, complete: bool) -> None:
+        return None
+
+    def batch(self, axes: tuple[int | None, ...], plan: Plan) -> "_Batched":
+        return _Batched(self, axes, (0,) * len(plan.outputs))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batched:
+    """One of the above under ``vmap``; results without a mapped axis are summed over it."""
+
+    inner: Any
+    in_axes: tuple[int | None, ...]
+    out_axes: tuple[int | None, ...]
+
+    def __call__(self, plan: Plan, kinds: jax.Array, arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...] | None:
+        outs = jax.vmap(lambda *arrays: self.inner(plan, kinds, arrays), in_axes=self.in_axes)(*arrays)
+        if outs is None:
+            return None
+        return tuple(o.sum(0) if a is None else jnp.moveaxis(o, 0, a) for o, a in zip(outs, self.out_axes, strict=True))
+
+    def tangent(self, live: tuple[int, ...]) -> "_Batched | None":
+        inner = self.inner.tangent(live)
+        axes = (0, *self.in_axes, *(self.in_axes[i] for i in live))  # the log scale comes first
+        return None if inner is None else _Batched(inner, axes, self.out_axes[1:])
+
+    def transpose(self, linear: tuple[int, ...], operands: int, complete: bool) -> "_Batched | None":
+        inner = self.inner.transpose(linear, operands, complete)
+        known = tuple(a for i, a in enumerate(self.in_axes) if i not in linear)
+        moving = tuple(self.in_axes[i] for i in linear)
+        return None if inner is None else _Batched(inner, (*known, *self.out_axes), moving)
+
+    def batch(self, axes: tuple[int | None, ...], plan: Plan) -> "_Batched":
+        return _Batched(self, axes, (0,) * len(plan.outputs))
 
 
 def fused(request: Any, backend: str = "cudnn") -> Fused:

@@ -17,23 +17,22 @@ differentiation, and the derivative of a scaled fold is a plain fold at the fina
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from jax.interpreters import ad, batching, mlir
 
 from attnjax import _compat
 from attnjax.attention._grid import Spec
-from attnjax.attention._tiles import Kernel, Plan, close, run, run_on_cpu
+from attnjax.attention._tiles import Plan, close, run, run_on_cpu
 
 fold_p = _compat.Primitive("attention_fold")
 fold_p.multiple_results = True
 
 
-def fold(plan: Plan, successors: jax.Array, arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+def fold(plan: Plan, kinds: jax.Array, arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     """Add up ``plan.tile`` over the visited tiles. Linear memory; differentiable any number of times in any mode."""
-    return tuple(fold_p.bind(*_compat.match_varying([successors, *arrays]), plan=plan))
+    return tuple(fold_p.bind(*_compat.match_varying([kinds, *arrays]), plan=plan))
 
 
 @functools.partial(jax.jit, static_argnames="plan")
@@ -47,8 +46,8 @@ fold_p.def_impl(lambda *arrays, plan: _jitted(*arrays, plan=plan))
 @fold_p.def_abstract_eval
 def _abstract(*avals, plan: Plan):
     return [
-        _compat.output_aval(plan.grid.array_shape(s, b.shape), b.dtype, avals)
-        for s, b in zip(plan.outputs, plan.tile.outputs, strict=True)
+        _compat.output_aval(plan.grid.array_shape(s, b.shape), dtype, avals)
+        for s, b, dtype in zip(plan.outputs, plan.tile.outputs, plan.results, strict=True)
     ]
 
 
@@ -61,7 +60,7 @@ def _is_zero(tangent) -> bool:
 
 
 def _jvp(primals, tangents, *, plan: Plan):
-    successors, *arrays = primals
+    kinds, *arrays = primals
     tangents = tangents[1:]
     outs = fold_p.bind(*primals, plan=plan)
     live = [i for i, t in enumerate(tangents) if not _is_zero(t)]
@@ -85,27 +84,31 @@ def _jvp(primals, tangents, *, plan: Plan):
 
     operands = [*scale, *arrays, *(tangents[i] for i in live)]
     specs = (*plan.outputs[:shift], *plan.inputs, *(plan.inputs[i] for i in live))
+    tangents_of = close(tangent_tile, specs, plan.grid, operands)
+    dtypes = [
+        b.dtype if b.dtype == jax.dtypes.float0 else dtype
+        for b, dtype in zip(tangents_of.outputs, plan.results[shift:], strict=True)
+    ]
     derived = Plan(
         grid=plan.grid,
         visit=plan.visit,
         inputs=specs,
         outputs=plan.outputs[shift:],
-        tile=close(tangent_tile, specs, plan.grid, operands),
+        tile=tangents_of,
         vectorized=plan.vectorized,
-        transposed=plan.kernel.backward if plan.kernel is not None and tuple(live) == plan.kernel.moving else None,
-        linear=len(live),
+        executor=plan.executor and plan.executor.tangent(tuple(live)),
+        dtypes=tuple(dtypes),
     )
-    return outs, [*zeros[:shift], *fold(derived, successors, operands)]
+    return outs, [*zeros[:shift], *fold(derived, kinds, operands)]
 
 
-def _transpose(cotangents, successors, *arrays, plan: Plan):
+def _transpose(cotangents, kinds, *arrays, plan: Plan):
     linear = [i for i, a in enumerate(arrays) if ad.is_undefined_primal(a)]
     known = [i for i in range(len(arrays)) if i not in linear]
     live = [i for i, c in enumerate(cotangents) if type(c) is not ad.Zero]
     if not live:
         return [None] * (1 + len(arrays))
-    complete = linear == list(range(len(arrays) - plan.linear, len(arrays))) and len(live) == len(plan.outputs)
-    kernel = Kernel(plan.transposed) if plan.transposed is not None and complete else None
+    complete = len(live) == len(plan.outputs)
     shapes = {i: arrays[i].aval for i in linear}
     blocks = {i: plan.grid.block_shape(plan.inputs[i], a.shape) for i, a in shapes.items()}
 
@@ -115,7 +118,7 @@ def _transpose(cotangents, successors, *arrays, plan: Plan):
         def at(*moving):
             full = dict(zip(known, constants, strict=True)) | dict(zip(linear, moving, strict=True))
             outs = plan.tile(*(full[i] for i in range(len(arrays))))
-            return tuple(outs[i] for i in live)
+            return tuple(outs[i].astype(plan.results[i]) for i in live)
 
         zeros = [jax.ShapeDtypeStruct(blocks[i], shapes[i].dtype) for i in linear]
         return jax.linear_transpose(at, *zeros)(cts)
@@ -129,9 +132,9 @@ def _transpose(cotangents, successors, *arrays, plan: Plan):
         outputs=tuple(plan.inputs[i] for i in linear),
         tile=close(transposed_tile, specs, plan.grid, operands),
         vectorized=plan.vectorized,
-        kernel=kernel,
+        executor=plan.executor and plan.executor.transpose(tuple(linear), len(arrays), complete),
     )
-    found = dict(zip(linear, fold(derived, successors, operands), strict=True))
+    found = dict(zip(linear, fold(derived, kinds, operands), strict=True))
     return [None, *(found.get(i) for i in range(len(arrays)))]
 
 
@@ -139,7 +142,6 @@ def _batch(operands, axes, *, plan: Plan):
     """A mapped axis is one more outer dimension of the grid."""
     size = next(o.shape[a] for o, a in zip(operands, axes, strict=True) if a is not None)
     new = len(plan.grid.outer)
-    mapped = tuple(None if a is None else a for a in axes[1:])
 
     def widen(spec: Spec, axis) -> Spec:
         if axis is None:
@@ -152,34 +154,10 @@ def _batch(operands, axes, *, plan: Plan):
         visit=widen(plan.visit, axes[0]),
         inputs=tuple(widen(s, a) for s, a in zip(plan.inputs, axes[1:], strict=True)),
         outputs=tuple(widen(s, 0) for s in plan.outputs),
-        kernel=plan.kernel and _mapped_kernel(plan.kernel, mapped, plan),
-        transposed=None,
+        executor=plan.executor and plan.executor.batch(tuple(axes[1:]), plan),
     )
     outs = fold_p.bind(*operands, plan=derived)
     return outs, [0] * len(outs)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Mapped:
-    """A kernel's function under ``vmap``; results without a mapped axis are summed over it."""
-
-    function: Callable
-    in_axes: tuple[int | None, ...]
-    out_axes: tuple[int | None, ...]
-
-    def __call__(self, *arrays):
-        outs = jax.vmap(self.function, in_axes=self.in_axes)(*arrays)
-        return tuple(o.sum(0) if a is None else jnp.moveaxis(o, 0, a) for o, a in zip(outs, self.out_axes, strict=True))
-
-
-def _mapped_kernel(kernel: Kernel, in_axes: tuple[int | None, ...], plan: Plan) -> Kernel:
-    outs = (0,) * len(plan.outputs)
-    run = _Mapped(kernel.run, in_axes, outs)
-    if kernel.backward is None:
-        return Kernel(run)
-    # What backward takes: the log scale, the operands, and the cotangents of the other outputs.
-    backward = _Mapped(kernel.backward, (*outs[:1], *in_axes, *outs[1:]), tuple(in_axes[i] for i in kernel.moving))
-    return Kernel(run, kernel.moving, backward)
 
 
 ad.primitive_jvps[fold_p] = _jvp

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from attnjax.attention._block_map import block_map, successors
+from attnjax.attention._block_map import block_map, kinds
 from attnjax.attention._fold import fold
 from attnjax.attention._grid import COL, ROW, Grid, Spec, apply_whole, take, vectorize
 from attnjax.attention._problem import Problem
-from attnjax.attention._tiles import Kernel, Plan, trace
+from attnjax.attention._tiles import Executor, Plan, trace
 from attnjax.attention.normalizers import Monoid
 
 Outputs = tuple[jax.Array, dict[str, jax.Array]]
@@ -26,8 +26,8 @@ def _shared(captured: Sequence[Any]) -> list[Spec]:
 class Streamed:
     """Folds over the tiles of a problem that its mask leaves."""
 
-    def __init__(self, problem: Problem, vectorized: bool, kernel: Kernel | None = None):
-        self.problem, self.kernel = problem, kernel
+    def __init__(self, problem: Problem, vectorized: bool, executor: Executor | None = None):
+        self.problem, self.executor = problem, executor
         grid = problem.grid
         blocks = block_map(
             problem.mask,
@@ -40,7 +40,7 @@ class Streamed:
         )
         self.some = blocks.some
         self.vectorized = vectorized
-        self.successors, self.visit = self._table(successors(blocks.some))
+        self.kinds, self.visit = self._table(kinds(blocks, problem.keys, grid.col_block))
 
     def _table(self, table: jax.Array) -> tuple[jax.Array, Spec]:
         """The table with the grid's outer axes that it depends on, and its spec."""
@@ -59,7 +59,7 @@ class Streamed:
         tile_at: Any,
         outputs: tuple[Spec, ...],
         powers: tuple[int | float, ...],
-        kernel: Kernel | None = None,
+        mass: int | None = None,
     ) -> tuple:
         """A scaled fold: its log scale and its sums."""
         problem, grid = self.problem, self.problem.grid
@@ -69,6 +69,9 @@ class Streamed:
         # Traced together, so that both take the same captured arrays.
         both, captured = trace(lambda *blocks: (*tile(*blocks), *tile_at(*blocks)), grid, specs, arrays)
         count = len(outputs)
+        dtypes = [b.dtype for b in both.outputs[:count]]
+        if self.executor is not None and mass is not None:  # divided by the mass, the first sum is an output
+            dtypes[1] = problem.arrays[2].dtype
         plan = Plan(
             grid=grid,
             visit=self.visit,
@@ -78,9 +81,11 @@ class Streamed:
             tile_at=both.part(slice(count, None)),
             powers=powers,
             vectorized=self.vectorized,
-            kernel=kernel,
+            executor=self.executor,
+            dtypes=tuple(dtypes),
+            mass=mass,
         )
-        return fold(plan, self.successors, [*problem.arrays, *captured])
+        return fold(plan, self.kinds, [*problem.arrays, *captured])
 
     def plan(self, tile: Any, outputs: tuple[Spec, ...], extra: tuple = ()) -> tuple[Plan, list]:
         """A plain fold and its operands; the tile function takes blocks of the row arrays ``extra`` first."""
@@ -95,13 +100,14 @@ class Streamed:
             outputs=outputs,
             tile=traced,
             vectorized=self.vectorized,
+            executor=self.executor,
         )
         return plan, [*arrays, *captured]
 
     def plain(self, tile: Any, outputs: tuple[Spec, ...], extra: tuple = ()) -> tuple:
         """A plain fold: its sums."""
         plan, operands = self.plan(tile, outputs, extra)
-        return fold(plan, self.successors, operands)
+        return fold(plan, self.kinds, operands)
 
     def sums(self) -> tuple:
         problem = self.problem
@@ -112,7 +118,7 @@ class Streamed:
             lambda scale, *blocks: problem.lift(scale, *blocks, running=False),
             (problem.row_spec, *problem.sum_specs()),
             problem.powers(),
-            self.kernel,
+            mass=1,
         )
 
     def key_mass(self, scale: jax.Array, factor: jax.Array) -> jax.Array:
@@ -141,7 +147,7 @@ class Streamed:
 
             return top, jax.jvp(mean, (others,), (tangents[3],))[1]
 
-        return greatest(self.successors, top, first, operands[2:])
+        return greatest(self.kinds, top, first, operands[2:])
 
 
 class Whole:

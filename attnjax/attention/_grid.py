@@ -22,9 +22,15 @@ Dim = int | None
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """For each axis of an array: an outer dimension's number, ``ROW``, ``COL``, or None for an axis passed whole."""
+    """For each axis of an array: an outer dimension's number, ``ROW``, ``COL``, or None for an axis passed whole.
+
+    Attributes:
+        dims: what the axes follow.
+        index: whether the entries are their own positions ``0, 1, ...``, so that a kernel need not read them.
+    """
 
     dims: tuple[Dim, ...]
+    index: bool = False
 
     def follows(self, dim: int) -> bool:
         return dim in self.dims

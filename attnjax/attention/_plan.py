@@ -12,6 +12,7 @@ import numpy as np
 from attnjax import _compat
 from attnjax.attention import _cudnn
 from attnjax.attention._block_map import block_map
+from attnjax.attention._tiles import Executor
 from attnjax.attention._validate import IMPLEMENTATIONS
 from attnjax.attention.masks import Mask
 from attnjax.attention.normalizers import Monoid, Normalizer
@@ -20,6 +21,9 @@ from attnjax.attention.statistics import Statistic
 
 DENSE_ENTRIES = 512 * 512
 """``auto`` takes the dense form up to this many score entries a head; above it streaming is faster on CPU."""
+
+LANES = 128
+"""Tiles of kernels are multiples of it, or as long as the arrays."""
 
 FINE = 256
 """Queries and keys of the smallest tile that the default considers."""
@@ -73,14 +77,14 @@ class Choice:
     block_kv: int
     vectorized: bool
     reasons: tuple[str, ...]
-    fused: _cudnn.Fused | None = None
+    executor: Executor | None = None
 
 
 def refusal(request: Request, form: str) -> str | None:
     """Why a form cannot run this call, or None."""
     normalizer = request.normalizer
     if form == "pallas":
-        return "there is no fused kernel for this build yet; use implementation='blocks' (the same algorithm in XLA)"
+        return _pallas_refusal(request)
     if form == "cudnn":
         return _cudnn.refusal(request)
     name = type(normalizer).__name__.lstrip("_")
@@ -95,6 +99,23 @@ def refusal(request: Request, form: str) -> str | None:
             if stat.exponential_only and not normalizer.scaled:
                 return f"statistic {stat.name!r} is a sum of exponentials, which {name} does not take"
     return None
+
+
+def _pallas_refusal(request: Request) -> str | None:
+    from pallas_kernels import current
+
+    if current() is None:
+        return (
+            f"it needs a TPU and this is {jax.default_backend()}; use implementation='blocks', the same algorithm in "
+            "XLA, or run the kernels interpreted: with pallas_kernels.compile_for(Target('tpu', interpret=True))"
+        )
+    if request.q.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
+        return (
+            f"dtype {request.q.dtype} is not supported, float32, bfloat16 and float16 are; use implementation='blocks'"
+        )
+    if isinstance(request.normalizer, Monoid):
+        return "a normalizer made by from_monoid() has no kernel; use implementation='blocks'"
+    return refusal(request, "blocks")
 
 
 def choose(request: Request) -> Choice:
@@ -138,10 +159,24 @@ def _with_tiles(request: Request, form: str, reasons: tuple[str, ...]) -> Choice
     block_q, block_kv = (given.q, given.kv) if given.q and given.kv else default_tiles(request, form)
     block_q = min(given.q or block_q, queries)
     block_kv = keys if form == "rows" else min(given.kv or block_kv, keys)
-    fused = _cudnn.fused(request) if form == "cudnn" else None
-    if fused is not None:  # the kernel takes whole arrays; the blocks are those of the streamed derivatives
+    executor: Executor | None = None
+    if form == "cudnn":  # the kernel takes whole arrays; the blocks are those of the streamed derivatives
+        executor = _cudnn.fused(request)
         block_q, block_kv = _divisor(queries, block_q), _divisor(keys, block_kv)
-    return Choice(form, block_q, block_kv, jax.default_backend() != "cpu", reasons, fused)
+    if form == "pallas":
+        executor = _pallas(block_q, queries, block_kv, keys)
+    return Choice(form, block_q, block_kv, jax.default_backend() != "cpu", reasons, executor)
+
+
+def _pallas(block_q: int, queries: int, block_kv: int, keys: int) -> Executor:
+    from attnjax.attention._pallas import Fused, current
+
+    target = current()
+    assert target is not None
+    for name, block, length in (("q", block_q, queries), ("kv", block_kv, keys)):
+        if block % LANES and block != length and not target.interpret:
+            raise ValueError(f"BlockSizes({name}={block}): implementation='pallas' takes multiples of {LANES}")
+    return Fused(target)
 
 
 def _divisor(length: int, block: int) -> int:
@@ -159,6 +194,8 @@ def default_tiles(request: Request, form: str) -> tuple[int, int]:
     queries, keys = request.q.shape[-3], request.k.shape[-3]
     if form == "rows":
         return _even(queries, max(1, min(queries, 2**19 // keys))), keys
+    if form == "pallas":
+        return tuple(-(-_even(n, 512) // LANES) * LANES for n in (queries, keys))  # type: ignore[return-value]
     fine = visible_tiles(request, FINE, FINE)
     if fine is None:
         return _even(queries, 512), _even(keys, 512)

@@ -7,12 +7,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.interpreters import batching, mlir
 
+from attnjax import _compat
 from attnjax.attention._component import Leaf, Where, aligned, leaves, replace_leaves
 from attnjax.attention._grid import COL, ROW, Grid, Spec
 from attnjax.attention.normalizers import Normalizer
 from attnjax.attention.scores import Score
 from attnjax.attention.statistics import Statistic
+
+visible_p = _compat.Primitive("attnjax_visible")
+"""The identity, around a tile's visibility: by its name a kernel knows what is True all over a full tile."""
+visible_p.def_impl(lambda visible: visible)
+visible_p.def_abstract_eval(lambda aval: aval)
+batching.primitive_batchers[visible_p] = lambda operands, axes: (visible_p.bind(*operands), axes[0])
+mlir.register_lowering(visible_p, mlir.lower_fun(lambda visible: visible, multiple_results=False))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +81,8 @@ class Problem:
         self._add(q.reshape(*batch, queries, kv_heads, group, width), (*b, ROW, n, g, None))
         self._add(k, (*b, COL, n, None))
         self._add(v, (*b, COL, n, None))
-        self._add(jnp.arange(rows * block_q, dtype=jnp.int32), (ROW,))
-        self._add(jnp.arange(cols * block_kv, dtype=jnp.int32), (COL,))
+        self._add(jnp.arange(rows * block_q, dtype=jnp.int32), (ROW,), index=True)
+        self._add(jnp.arange(cols * block_kv, dtype=jnp.int32), (COL,), index=True)
         points = 1
         for size in batch:
             points *= size
@@ -99,11 +108,11 @@ class Problem:
         """Spec of one number for each key and query head, ``[*B, S, K, G]``."""
         return Spec((*self.batch_dims, COL, *self.head_dims))
 
-    def _add(self, array: jax.Array, dims: tuple) -> int:
+    def _add(self, array: jax.Array, dims: tuple, index: bool = False) -> int:
         """Append an operand, padded to whole blocks with zeros."""
         pad = [(0, self.grid.extent(d) - n if d in (ROW, COL) else 0) for d, n in zip(dims, array.shape, strict=True)]
         self.arrays.append(jnp.pad(array, pad) if any(after for _, after in pad) else array)
-        self.specs.append(Spec(dims))
+        self.specs.append(Spec(dims, index))
         return len(self.arrays) - 1
 
     def _add_leaf(self, leaf: Leaf) -> Layout:
@@ -152,7 +161,7 @@ class Problem:
         if self.keys % self.grid.col_block:
             inside = jnp.broadcast_to(at.s < self.keys, shape)
             visible = inside if visible is None else visible & inside
-        return visible
+        return None if visible is None else visible_p.bind(visible)
 
     def scores(self, blocks: Sequence[jax.Array]) -> tuple:
         """Scores, visibility, place, values, normalizer and statistics of one tile."""

@@ -4,14 +4,14 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from attnjax import _compat
-from attnjax.attention._block_map import merge_successors
+from attnjax.attention._block_map import EMPTY, successors
 from attnjax.attention._grid import COL, ROW, Grid, Spec, add, put, take, vectorize
 
 
@@ -40,22 +40,28 @@ class Tile:
         return tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.jaxpr.out_avals)
 
 
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-    """Another implementation of a fold: a fused kernel that computes the same outputs from the same operands.
+@runtime_checkable
+class Executor(Protocol):
+    """Another way to run a fold than the loops over tiles: fused kernels that compute the same outputs.
 
-    Derivatives stay those of the tile function. Where the kernel has a backward pass of its own, that runs the fold's
-    cotangents; whatever else is asked for (forward mode, higher orders, gradients of other operands) is streamed.
-
-    Attributes:
-        run: ``run(*operands) -> outputs``.
-        moving: the operands whose cotangents ``backward`` computes.
-        backward: ``backward(*outputs' log scale, *operands, *cotangents) -> cotangents of moving``; None to stream.
+    A derivative of a fold is a fold too, and has an executor if this one knows one for it. Executors are hashable.
     """
 
-    run: Callable
-    moving: tuple[int, ...] = ()
-    backward: Callable | None = None
+    def __call__(self, plan: "Plan", kinds: jax.Array, arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...] | None:
+        """The outputs; None leaves the fold to the loops."""
+        ...
+
+    def tangent(self, live: tuple[int, ...]) -> "Executor | None":
+        """For the fold of tangents, whose last operands are the tangents of the operands ``live``."""
+        ...
+
+    def transpose(self, linear: tuple[int, ...], operands: int, complete: bool) -> "Executor | None":
+        """For the fold of cotangents of the operands ``linear``, given those of all outputs (``complete``) or some."""
+        ...
+
+    def batch(self, axes: tuple[int | None, ...], plan: "Plan") -> "Executor | None":
+        """For the fold ``plan`` mapped over an axis of each operand."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Plan:
 
     Attributes:
         grid: the grid of tiles.
-        visit: spec of the block map's successor table (see ``_block_map.successors``).
+        visit: spec of the block map, which says of each tile whether it is empty, partial or full.
         inputs: one spec for each operand.
         outputs: one spec for each output; of a scaled fold the first is the log scale.
         tile: the tile function. Of a scaled fold: ``(scale, *blocks) -> (new scale, *sums at it)``.
@@ -72,8 +78,9 @@ class Plan:
         powers: of a scaled fold, the power of ``exp(scale)`` that multiplies each sum; at infinity only what was added
             at the greatest scale remains.
         vectorized: whether the outer dimensions run at once (accelerators) or in turn (CPU: a tile stays in cache).
-        kernel: runs the fold instead of the loops over tiles.
-        transposed: runs the fold's transpose, for cotangents of exactly its ``linear`` last operands.
+        executor: runs the fold instead of the loops over tiles.
+        dtypes: types of the results; by default those of the tile's outputs.
+        mass: of a scaled fold, a positive sum that an executor may divide the others by, at the log of it.
     """
 
     grid: Grid
@@ -84,13 +91,18 @@ class Plan:
     tile_at: Tile | None = None
     powers: tuple[int | float, ...] = ()
     vectorized: bool = False
-    kernel: Kernel | None = None
-    transposed: Callable | None = None
-    linear: int = 0
+    executor: Executor | None = None
+    dtypes: tuple[Any, ...] | None = None
+    mass: int | None = None
 
     @property
     def scaled(self) -> bool:
         return self.tile_at is not None
+
+    @property
+    def results(self) -> tuple[Any, ...]:
+        """The types of the results."""
+        return self.dtypes or tuple(b.dtype for b in self.tile.outputs)
 
 
 def trace(function: Callable, grid: Grid, specs: Sequence[Spec], arrays: Sequence[Any]) -> tuple[Tile, list]:
@@ -135,12 +147,31 @@ def _rescale(x: jax.Array, old: jax.Array, new: jax.Array, power: int | float) -
     return x * factor.reshape(factor.shape + (1,) * (x.ndim - factor.ndim))
 
 
-def run(successors: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Array, ...]:
+def run(kinds: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Array, ...]:
+    """The fold, by its executor or else by the loops."""
+    found = _executed(kinds, arrays, plan)
+    return loop(kinds, *arrays, plan=plan) if found is None else found
+
+
+def run_on_cpu(kinds: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Array, ...]:
+    """The same, the loops' products laid out for XLA's CPU backend."""
+    found = _executed(kinds, arrays, plan)
+    if found is not None:
+        return found
+    return loop(kinds, *arrays, plan=dataclasses.replace(plan, tile=plan.tile.on_cpu()))
+
+
+def _executed(kinds: jax.Array, arrays: Sequence[jax.Array], plan: Plan) -> tuple[jax.Array, ...] | None:
+    found = None if plan.executor is None else plan.executor(plan, kinds, arrays)
+    return None if found is None else tuple(found)
+
+
+def loop(kinds: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Array, ...]:
     """Visit the tiles in order of rows, then columns, and add up; sums are at least float32 until the end."""
-    if plan.kernel is not None:
-        return tuple(plan.kernel.run(*arrays))
+    some = kinds != EMPTY
     if plan.vectorized:
-        successors, plan = _vectorized(successors, arrays, plan)
+        some, plan = _vectorized(some, arrays, plan)
+    lead = successors(some)
     grid, scaled = plan.grid, plan.scaled
     specs = plan.outputs
     blocks = tuple(jax.ShapeDtypeStruct(b.shape, _sum_dtype(b.dtype)) for b in plan.tile.outputs)
@@ -157,7 +188,7 @@ def run(successors: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Arra
             (a, s) if s.follows(ROW) and s.follows(COL) else take(a, s, grid, here)
             for a, s in zip(arrays, plan.inputs, strict=True)
         ]
-        table, _ = take(successors, plan.visit, grid, here)
+        table, _ = take(lead, plan.visit, grid, here)
 
         def at_row(i, outs):
             row = {**here, ROW: i}
@@ -195,7 +226,7 @@ def run(successors: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Arra
         return lax.fori_loop(0, grid.rows, at_row, outs)
 
     outs = lax.fori_loop(0, grid.points, at_point, outs)
-    return tuple(o.astype(b.dtype) for o, b in zip(outs, plan.tile.outputs, strict=True))
+    return tuple(o.astype(dtype) for o, dtype in zip(outs, plan.results, strict=True))
 
 
 def _sum_dtype(dtype: Any) -> Any:
@@ -203,7 +234,7 @@ def _sum_dtype(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
 
 
-def _vectorized(successors, arrays, plan: Plan) -> tuple[jax.Array, Plan]:
+def _vectorized(some, arrays, plan: Plan) -> tuple[jax.Array, Plan]:
     """The same fold with all outer dimensions inside the tile; a tile is visited if any of them visits it."""
     outer = range(len(plan.grid.outer))
     grid = dataclasses.replace(plan.grid, outer=())
@@ -215,8 +246,8 @@ def _vectorized(successors, arrays, plan: Plan) -> tuple[jax.Array, Plan]:
         scale = plan.tile.outputs[0]
         shapes = [jax.ShapeDtypeStruct(plan.grid.array_shape(plan.outputs[0], scale.shape), scale.dtype), *shapes]
     tile = close(function, in_specs, grid, shapes)
-    table = merge_successors(successors)
-    return table, dataclasses.replace(
+    merged = some.reshape(-1, *some.shape[-2:]).any(0)
+    return merged, dataclasses.replace(
         plan,
         grid=grid,
         visit=Spec((None, None)),
@@ -224,8 +255,5 @@ def _vectorized(successors, arrays, plan: Plan) -> tuple[jax.Array, Plan]:
         outputs=tuple(out_specs),
         tile=tile,
         vectorized=False,
+        dtypes=plan.results,
     )
-
-
-def run_on_cpu(successors: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Array, ...]:
-    return run(successors, *arrays, plan=dataclasses.replace(plan, tile=plan.tile.on_cpu()))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnjax import masks
-from attnjax.attention._block_map import block_map, merge_successors, successors, visited
+from attnjax.attention._block_map import BlockMap, block_map, kinds, successors
 from attnjax.attention.masks import Mask
 from tests.references import attention as reference
 
@@ -321,11 +321,16 @@ def test_map_of_131072_positions_fits_in_16_megabytes():
 def test_successors_lead_through_the_visible_tiles(rows):
     some = jnp.asarray(rows).reshape(2, 2, 6)
     table = successors(some)
-    np.testing.assert_array_equal(visited(table), some)
-    np.testing.assert_array_equal(visited(merge_successors(table)), some.any(0))
     for row, steps in zip(np.asarray(some).reshape(-1, 6), np.asarray(table).reshape(-1, 7), strict=True):
         walk, j = [], steps[0]
         while j < 6:
             walk.append(int(j))
             j = steps[j + 1]
         assert walk == list(np.flatnonzero(row))
+
+
+def test_a_tile_that_reaches_beyond_the_last_key_is_not_full():
+    some = jnp.array([[True, True, False], [True, True, True]])
+    every = jnp.array([[True, False, False], [False, True, True]])
+    assert kinds(BlockMap(some, every), 96, 32).tolist() == [[2, 1, 0], [1, 2, 2]]
+    assert kinds(BlockMap(some, every), 95, 32).tolist() == [[2, 1, 0], [1, 2, 1]]

@@ -1,0 +1,84 @@
+"""What kernels are compiled for."""
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+MIB = 2**20
+
+VMEM = {"v4": 16 * MIB, "v5e": 128 * MIB, "v5p": 64 * MIB, "v6e": 128 * MIB, "7x": 64 * MIB}
+"""Bytes of vector memory that the compiler of each TPU generation uses."""
+
+_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "7x",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What is compiled for.
+
+    Attributes:
+        platform: "tpu".
+        generation: of TPU: "v4", "v5e", "v5p", "v6e" or "7x".
+        interpret: False to compile; True, or a parameter object of Pallas's TPU interpreter, to run on any device.
+    """
+
+    platform: str
+    generation: str = "v5e"
+    interpret: Any = False
+
+    def __post_init__(self):
+        if self.platform != "tpu":
+            raise ValueError(f"platform: got {self.platform!r}, want 'tpu'")
+        if self.generation not in VMEM:
+            raise ValueError(f"generation: got {self.generation!r}, want one of {list(VMEM)}")
+
+    @property
+    def vmem(self) -> int:
+        """Bytes of vector memory."""
+        return VMEM[self.generation]
+
+
+_forced: contextvars.ContextVar[Target | None] = contextvars.ContextVar("attnjax_kernel_target", default=None)
+
+
+@contextlib.contextmanager
+def compile_for(target: Target) -> Iterator[None]:
+    """Within the context kernels are compiled for ``target`` instead of the default device.
+
+    For ahead-of-time compiles, and to run kernels without an accelerator:
+
+    >>> import jax.numpy as jnp
+    >>> import attnjax
+    >>> from pallas_kernels import Target, compile_for
+    >>> x = jnp.ones((64, 2, 16))
+    >>> with compile_for(Target("tpu", interpret=True)):
+    ...     print(attnjax.attend(x, x, x, implementation="pallas").shape)
+    (64, 2, 16)
+    """
+    token = _forced.set(target)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def current() -> Target | None:
+    """The target of this context, or of the default device; None where no kernel runs on it."""
+    forced = _forced.get()
+    if forced is not None or jax.default_backend() != "tpu":
+        return forced
+    generation = _KINDS.get(jax.devices()[0].device_kind)
+    return Target("tpu", generation) if generation is not None else None

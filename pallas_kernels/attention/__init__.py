@@ -1,0 +1,5 @@
+"""Folds over tiles as fused kernels."""
+
+from pallas_kernels.attention._api import check as check
+from pallas_kernels.attention._api import fold as fold
+from pallas_kernels.attention._axes import Unsupported as Unsupported

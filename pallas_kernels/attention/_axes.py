@@ -1,0 +1,575 @@
+"""A tile function on named axes: the same numbers, held the way the hardware likes them.
+
+A fold's tile function is a jaxpr over blocks. Inside a kernel each of its values has at most two axes that are really
+there (queries, keys, or features; everything else is the same along an axis, or of size one), so it fits one matrix.
+`evaluate` walks the jaxpr and keeps, for every value, the names of its axes and a matrix laid out by a `Layout`.
+
+Two things are changed on the way, neither of them in what is computed:
+
+- Exponentials are taken in base 2. Where a value's only way leads to `exp`, it is kept as a multiple of ln 2 from the
+  multiplication that makes it (the scale of the dot product, as a rule), which costs nothing.
+- A product with one operand in a 16-bit type takes the other one in that type too; sums stay float32.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+ROW, COL, FEATURE = "row", "col", "feature"
+Axes = tuple[str | None, ...]
+LOG2E = math.log2(math.e)
+
+
+class Unsupported(NotImplementedError):
+    """A tile function, or a plan, that no kernel here runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """One value of a tile function.
+
+    Attributes:
+        data: the numbers, in the layout's form for the names in ``axes``; a Python or NumPy scalar where known.
+        axes: for each logical axis its name, or None along which all numbers are the same.
+        base2: whether ``data`` is the value times log2(e).
+        narrow: the same numbers in the 16-bit type that they came in, or None.
+    """
+
+    data: Any
+    axes: Axes
+    base2: bool = False
+    narrow: Any = None
+
+    @property
+    def known(self) -> bool:
+        return isinstance(self.data, (bool, int, float, np.generic))
+
+
+@runtime_checkable
+class Layout(Protocol):
+    """How values lie in the machine's registers. ``names`` are in the order ``sort`` gives."""
+
+    def sort(self, axes: Axes) -> tuple[int, ...]:
+        """Logical positions of the axes that are there, in the order in which they are held."""
+        ...
+
+    def spread(self, data: Any, held: tuple[str, ...], wanted: tuple[str, ...], sizes: tuple[int, ...]) -> Any:
+        """A value with the axes ``held``, the same along the others of ``wanted``, whose sizes are given."""
+        ...
+
+    def reduce(self, name: str, data: Any, held: tuple[str, ...], over: tuple[int, ...]) -> Any:
+        """Its sum, greatest or least (``name``) over some of the held axes."""
+        ...
+
+    def dot(self, x: Any, y: Any, over: tuple[int, int], dtype: Any, precision: Any) -> Any:
+        """Product of two matrices over one axis of each; the rest of ``x`` comes first in the result."""
+        ...
+
+    def transpose(self, data: Any) -> Any: ...
+
+    def index(self, size: int) -> Any:
+        """Positions along an axis of features."""
+        ...
+
+
+# --- flattening -------------------------------------------------------------------------------------------------------
+
+CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
+CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+IDENTITIES = {
+    "reshard",
+    "sharding_constraint",
+    "mesh_cast",
+    "pvary",
+    "pcast",
+    "name",
+    "optimization_barrier",
+    "copy",
+    "copy_p",
+}
+VISIBLE = "attnjax_visible"
+"""Name of the identity around a tile's visibility, which is True all over a full tile."""
+
+
+def _inner(equation: Any) -> tuple[Any, Sequence] | None:
+    """The jaxpr that an equation calls, and its constants."""
+    name = equation.primitive.name
+    if name in CALLS:
+        found = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+    elif name in CUSTOM:
+        found = equation.params.get("call_jaxpr", equation.params.get("fun_jaxpr"))
+    else:
+        return None
+    return (found.jaxpr, found.consts) if hasattr(found, "consts") else (found, ())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Flat:
+    """A tile function without calls.
+
+    Attributes:
+        jaxpr: its equations; the last inputs are the marked masks, if they were taken out.
+        masks: how many.
+        base2: variables kept as multiples of ln 2.
+    """
+
+    jaxpr: Any
+    consts: tuple
+    masks: int
+    base2: frozenset
+
+
+def flatten(closed: Any, outputs: Sequence[int], full: bool) -> Flat:
+    """The equations that some outputs need, calls inlined.
+
+    Args:
+        closed: a closed jaxpr.
+        outputs: which of its outputs.
+        full: whether what is marked as visibility becomes an input of its own, to be given as True.
+
+    Returns:
+        The flat function. Outputs lack their last conversion to a narrower type: they are still to be added up.
+    """
+    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
+    marked: list[jax.ShapeDtypeStruct] = []
+
+    def function(*arguments):
+        given = list(arguments[len(avals) :])
+
+        def walk(jaxpr, consts, arguments):
+            values = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, arguments, strict=True))
+            read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
+            for equation in jaxpr.eqns:
+                operands = [read(a) for a in equation.invars]
+                inner = _inner(equation)
+                if equation.primitive.name == VISIBLE:
+                    marked.append(jax.ShapeDtypeStruct(jnp.shape(operands[0]), bool))
+                    found = [given.pop(0) if given else operands[0]]
+                elif equation.primitive.name in IDENTITIES:
+                    found = operands
+                elif inner is not None:
+                    found = walk(*inner, operands)
+                else:
+                    params = equation.primitive.get_bind_params(equation.params)
+                    found = equation.primitive.bind(*operands, **params)
+                    found = found if equation.primitive.multiple_results else [found]
+                values |= dict(zip(equation.outvars, found, strict=True))
+            return [read(v) for v in jaxpr.outvars]
+
+        found = walk(closed.jaxpr, closed.consts, arguments[: len(avals)])
+        return [found[i] for i in outputs]
+
+    traced = jax.make_jaxpr(function)(*avals)
+    masks = tuple(marked) if full else ()
+    if masks:
+        traced = jax.make_jaxpr(function)(*avals, *masks)
+    jaxpr = traced.jaxpr
+    makers = {v: e for e in jaxpr.eqns for v in e.outvars}
+    outs = [_wide(v, makers) for v in jaxpr.outvars]
+    needed, kept = {v for v in outs if not isinstance(v, core.Literal)}, []
+    for equation in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(equation.outvars):
+            kept.append(equation)
+            needed |= {v for v in equation.invars if not isinstance(v, core.Literal)}
+    jaxpr = jaxpr.replace(eqns=kept[::-1], outvars=outs)
+    return Flat(jaxpr, tuple(traced.consts), len(masks), _kept_in_base_2(jaxpr))
+
+
+def _wide(variable: Any, makers: dict) -> Any:
+    """What a variable was before it was converted to a narrower float."""
+    maker = makers.get(variable) if not isinstance(variable, core.Literal) else None
+    if maker is None or maker.primitive.name != "convert_element_type":
+        return variable
+    (source,) = maker.invars
+    before, after = (v.aval.dtype for v in (source, variable))  # pyright: ignore[reportAttributeAccessIssue]
+    floats = jnp.issubdtype(before, jnp.floating) and jnp.issubdtype(after, jnp.floating)
+    narrower = floats and jnp.finfo(after).bits < jnp.finfo(before).bits
+    return _wide(source, makers) if narrower else variable
+
+
+# --- base 2 -----------------------------------------------------------------------------------------------------------
+
+HOMOGENEOUS = {
+    "max", "min", "sub", "add", "add_any", "neg", "select_n", "reduce_max", "reduce_min", "broadcast_in_dim",
+    "reshape", "squeeze", "expand_dims", "stop_gradient", "copy", "copy_p", "transpose",
+}  # fmt: skip
+"""Functions with f(a x, a y) = a f(x, y) for a > 0."""
+
+
+def _is_matrix(atom: Any) -> bool:
+    return sum(n > 1 for n in atom.aval.shape) > 1
+
+
+def _is_scalar(atom: Any) -> bool:
+    return all(n == 1 for n in atom.aval.shape)
+
+
+def _is_float(atom: Any) -> bool:
+    return jnp.issubdtype(atom.aval.dtype, jnp.floating)
+
+
+def _kept_in_base_2(jaxpr: Any) -> frozenset:
+    """Variables that lead to an exponential, and, where they are matrices, to nothing that needs them as they are."""
+    wanted: set[Any] = set()
+    plain = {v for v in jaxpr.outvars if not isinstance(v, core.Literal) and _is_matrix(v)}
+    for equation in reversed(jaxpr.eqns):
+        wanted -= plain
+        name = equation.primitive.name
+        operands = [v for v in equation.invars if not isinstance(v, core.Literal) and _is_float(v)]
+        if name == "exp":
+            wanted |= set(operands)
+        elif name in HOMOGENEOUS and not wanted.isdisjoint(equation.outvars):
+            wanted |= set(operands)
+        else:
+            plain |= {v for v in operands if _is_matrix(v)}
+    return frozenset(wanted - plain)
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+ELEMENTWISE = {
+    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "ceil", "clamp", "copy",
+    "copy_p", "cos", "cosh", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt",
+    "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter",
+    "not", "or", "population_count", "pow", "rem", "round", "rsqrt", "select_n", "shift_left", "shift_right_arithmetic",
+    "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "xor",
+}  # fmt: skip
+REDUCTIONS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "reduce_and": "min", "reduce_or": "max"}
+
+
+class Evaluator:
+    """Runs flat tile functions in a layout."""
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+
+    # --- small helpers
+
+    def held(self, value: Value) -> tuple[str, ...]:
+        """Names of the axes that a value's data has, in order."""
+        return tuple(name for i in self.layout.sort(value.axes) if (name := value.axes[i]) is not None)
+
+    def natural(self, value: Value) -> Value:
+        return self.times(value, 1 / LOG2E, False) if value.base2 else value
+
+    def binary(self, value: Value) -> Value:
+        return value if value.base2 or not _floating(value.data) else self.times(value, LOG2E, True)
+
+    def times(self, value: Value, factor: float, base2: bool) -> Value:
+        if value.known:
+            return Value(value.data * factor, value.axes, base2)
+        return Value(value.data * jnp.asarray(factor, value.data.dtype), value.axes, base2)
+
+    def elementwise(self, function: Callable, values: Sequence[Value], shape: tuple[int, ...], dtype: Any) -> Value:
+        """A function of numbers at the same place."""
+        axes = self.merged(values, len(shape))
+        names = self.held(Value(None, axes))
+        if len(names) > 2:
+            raise Unsupported(f"a block of {' x '.join(names)} numbers; a kernel holds matrices only")
+        if names == (FEATURE, FEATURE) and any(len(self.held(v)) == 1 for v in values):
+            raise Unsupported("a matrix of features with a vector of them")
+        sizes = tuple(shape[i] for i in self.layout.sort(axes))
+        datas = [self.layout.spread(_array(v.data, dtype), self.held(v), names, sizes) for v in values]
+        full = np.broadcast_shapes(*(jnp.shape(d) for d in datas))
+        return Value(function(*(jnp.broadcast_to(d, full) for d in datas)), axes)
+
+    def merged(self, values: Sequence[Value], rank: int) -> Axes:
+        axes: list[str | None] = [None] * rank
+        for value in values:
+            for i, name in enumerate(value.axes):
+                if name is not None and axes[i] is not None and axes[i] != name:
+                    raise Unsupported(f"an axis of {axes[i]}s meets one of {name}s")
+                axes[i] = axes[i] or name
+        return tuple(axes)
+
+    # --- the walk
+
+    def __call__(self, flat: Flat, values: Sequence[Value]) -> list[Value]:
+        """Outputs of a flat function; its marked masks are True."""
+        env: dict[Any, Value] = {}
+        known = [Value(True, (None,) * v.aval.ndim) for v in flat.jaxpr.invars[len(values) :]]
+        env |= dict(zip(flat.jaxpr.invars, [*values, *known], strict=True))
+        env |= {v: Value(c, (None,) * np.ndim(c)) for v, c in zip(flat.jaxpr.constvars, flat.consts, strict=True)}
+
+        def read(atom) -> Value:
+            if isinstance(atom, core.Literal):
+                if np.size(atom.val) != 1:
+                    raise Unsupported("an array constant")
+                return Value(np.asarray(atom.val).reshape(())[()], (None,) * np.ndim(atom.val))
+            return env[atom]
+
+        for equation in flat.jaxpr.eqns:
+            operands = [read(a) for a in equation.invars]
+            kept = any(v in flat.base2 for v in equation.outvars)
+            found = self.apply(equation, operands, kept)
+            for variable in equation.outvars:
+                env[variable] = found
+        return [read(v) for v in flat.jaxpr.outvars]
+
+    def apply(self, equation: Any, values: list[Value], kept: bool) -> Value:
+        """One equation's only output; in base 2 if it is to be kept so."""
+        name, params = equation.primitive.name, equation.params
+        shape = equation.outvars[0].aval.shape
+        dtype = equation.outvars[0].aval.dtype
+        if len(equation.outvars) != 1:
+            raise Unsupported(f"{name!r}")
+        if kept and name in HOMOGENEOUS:
+            values = [self.binary(v) for v in values]
+        elif kept and name in ("mul", "div") and any(_is_scalar(a) for a in equation.invars):
+            values = self._scaled(equation, values)
+        elif name == "exp" and values[0].base2 and not values[0].known:
+            return dataclasses.replace(self.elementwise(jnp.exp2, values, shape, dtype), base2=False)
+        else:
+            values = [self.natural(v) for v in values]
+        found = self._apply(name, params, equation, values, shape, dtype)
+        if not kept:
+            return dataclasses.replace(found, base2=False)
+        if name in HOMOGENEOUS or name in ("mul", "div") and any(_is_scalar(a) for a in equation.invars):
+            return dataclasses.replace(found, base2=True, narrow=None)
+        return self.binary(found)
+
+    def _scaled(self, equation: Any, values: list[Value]) -> list[Value]:
+        """Operands of a product with a number, that number (or the dividend) times log2(e)."""
+        values = [self.natural(v) for v in values]
+        scalars = [i for i, a in enumerate(equation.invars) if _is_scalar(a)]
+        one = scalars[0] if equation.primitive.name == "mul" else 0
+        return [self.times(v, LOG2E, False) if i == one else v for i, v in enumerate(values)]
+
+    def _apply(self, name: str, params: dict, equation: Any, values: list[Value], shape: tuple, dtype: Any) -> Value:
+        if name in ("and", "or", "not", "select_n") and (folded := _folded(name, values)) is not None:
+            return folded
+        if name == "convert_element_type":
+            return self._convert(values[0], dtype)
+        if name in ELEMENTWISE:
+            bind = lambda *x: equation.primitive.bind(*x, **equation.primitive.get_bind_params(params))
+            operand_dtype = equation.invars[-1].aval.dtype
+            return self.elementwise(bind, values, shape, operand_dtype)
+        if name in REDUCTIONS:
+            axes = [int(a) for a in params["axes"]]
+            return self._reduce(REDUCTIONS[name], values[0], axes, equation.invars[0].aval)
+        if name == "dot_general":
+            return self._dot(values, params, [v.aval for v in equation.invars], dtype)
+        if name == "broadcast_in_dim":
+            dims = [int(d) for d in params["broadcast_dimensions"]]
+            return self._broadcast(values[0], equation.invars[0].aval.shape, shape, dims)
+        if name in ("reshape", "squeeze", "expand_dims"):
+            return _reshape(values[0], equation.invars[0].aval.shape, shape)
+        if name == "transpose":
+            return self._transpose(values[0], [int(i) for i in params["permutation"]])
+        if name == "dynamic_slice":
+            return self._slice(values, equation.invars[0].aval, params["slice_sizes"])
+        if name == "dynamic_update_slice":
+            return self._update(values, equation.invars[0].aval, equation.invars[1].aval.shape)
+        if name == "iota" and math.prod(shape) == 1:
+            return Value(np.zeros((), dtype)[()], (None,) * len(shape))
+        raise Unsupported(f"the operation {name!r} on blocks")
+
+    def _convert(self, value: Value, dtype: Any) -> Value:
+        if value.known:
+            return dataclasses.replace(value, data=np.asarray(value.data).astype(dtype)[()])
+        old = value.data.dtype
+        if old == dtype:
+            return value
+        narrow = value.data if _is_narrow(old) and jnp.issubdtype(dtype, jnp.floating) else None
+        return Value(_astype(value.data, dtype), value.axes, value.base2, narrow)
+
+    def _reduce(self, name: str, value: Value, axes: Sequence[int], aval: Any) -> Value:
+        left = tuple(a for i, a in enumerate(value.axes) if i not in axes)
+        same = math.prod(aval.shape[i] for i in axes if value.axes[i] is None)
+        order = self.layout.sort(value.axes)
+        over = tuple(place for place, i in enumerate(order) if i in axes)
+        data = value.data
+        if name == "sum" and same != 1:
+            data = data * same if value.known else data * jnp.asarray(same, data.dtype)
+        if over:
+            boolean = data.dtype == jnp.bool_
+            data = data.astype(jnp.int32) if boolean else data
+            data = self.layout.reduce(name, data, self.held(value), over)
+            data = data != 0 if boolean else data
+        return Value(data, left, value.base2)
+
+    def _dot(self, values: list[Value], params: dict, avals: list, dtype: Any) -> Value:
+        (over_x, over_y), (batch_x, batch_y) = params["dimension_numbers"]
+        x, y = values
+        free_x = [i for i in range(len(x.axes)) if i not in over_x and i not in batch_x]
+        free_y = [i for i in range(len(y.axes)) if i not in over_y and i not in batch_y]
+        axes = (*(x.axes[i] for i in free_x), *(y.axes[i] for i in free_y))
+        matrices = not batch_x and len(self.held(x)) == len(self.held(y)) == 2
+        if not matrices or len(over_x) != 1 or x.axes[over_x[0]] is None or x.axes[over_x[0]] != y.axes[over_y[0]]:
+            return self._dot_by_sum(x, y, (over_x, over_y), (batch_x, batch_y), (free_x, free_y), avals, dtype)
+        places = self.layout.sort(x.axes).index(over_x[0]), self.layout.sort(y.axes).index(over_y[0])
+        a, b = _same_width(x, y)
+        ordered = [self.layout.sort(x.axes), self.layout.sort(y.axes)]
+        rest = ordered[0][1 - places[0]], ordered[1][1 - places[1]]
+        both = self.layout.sort((x.axes[rest[0]], y.axes[rest[1]]))
+        if len({x.axes[rest[0]], y.axes[rest[1]]} - {FEATURE}) == 1 and x.axes[rest[0]] == y.axes[rest[1]]:
+            raise Unsupported(f"a product of {x.axes[rest[0]]}s with {y.axes[rest[1]]}s")
+        wide = jnp.promote_types(dtype, jnp.float32)
+        if both == (0, 1):
+            data = self.layout.dot(a, b, places, wide, params["precision"])
+        else:
+            data = self.layout.dot(b, a, _pair(places[::-1]), wide, params["precision"])
+        return Value(data, axes)
+
+    def _dot_by_sum(self, x: Value, y: Value, over: tuple, batch: tuple, free: tuple, avals: list, dtype: Any) -> Value:
+        """A product of anything but two matrices: multiply, then add up."""
+        (over_x, over_y), (batch_x, batch_y), (free_x, free_y) = over, batch, free
+        wide = jnp.promote_types(dtype, jnp.float32)
+        lead, mid = len(batch_x), len(batch_x) + len(free_x)
+        rank = mid + len(free_y) + len(over_x)
+        where_x = [*batch_x, *free_x, *([None] * len(free_y)), *over_x]
+        where_y = [*batch_y, *([None] * len(free_x)), *free_y, *over_y]
+        del lead
+        shape = tuple(
+            avals[0].shape[i] if i is not None else avals[1].shape[j] for i, j in zip(where_x, where_y, strict=True)
+        )
+        parts = []
+        for value, where in ((x, where_x), (y, where_y)):
+            wider = self._convert(value, wide)
+            moved = tuple(None if i is None else wider.axes[i] for i in where)
+            order = [i for i in where if i is not None]
+            data = self._transpose(wider, order).data
+            parts.append(Value(data, moved))
+        product = self.elementwise(jnp.multiply, parts, shape, wide)
+        last = range(rank - len(over_x), rank)
+        return self._reduce("sum", product, tuple(last), jax.ShapeDtypeStruct(shape, wide))
+
+    def _is_at(self, axis: int, size: int, rank: int, index: Value) -> Value:
+        """Whether a place along an axis of features is the one with an index, which is clamped to the axis."""
+        axes = tuple(FEATURE if i == axis else None for i in range(rank))
+        places = Value(self.layout.index(size), axes)
+        here = Value(index.data, (None,) * rank)
+        at = lambda p, i: p == jnp.clip(i, 0, size - 1)
+        return self.elementwise(at, [places, here], tuple(size if i == axis else 1 for i in range(rank)), jnp.int32)
+
+    def _slice(self, values: list[Value], aval: Any, sizes: Sequence[int]) -> Value:
+        """Single entries of axes of features."""
+        value, *starts = values
+        shape = list(aval.shape)
+        for axis, (size, start) in enumerate(zip(sizes, starts, strict=True)):
+            if size == shape[axis]:
+                continue
+            if size != 1 or value.axes[axis] not in (FEATURE, None):
+                raise Unsupported("a slice of a block")
+            if value.axes[axis] is not None:
+                here = self._is_at(axis, shape[axis], len(shape), start)
+                pick = lambda h, x: jnp.where(h, x, jnp.zeros((), x.dtype))
+                picked = self.elementwise(pick, [here, self._convert_bool(value)], tuple(shape), aval.dtype)
+                total = self._reduce("sum", picked, (axis,), jax.ShapeDtypeStruct(tuple(shape), aval.dtype))
+                value = Value(total.data, (*total.axes[:axis], None, *total.axes[axis:]))
+                value = self._convert(value, aval.dtype)
+            shape[axis] = 1
+        return value
+
+    def _convert_bool(self, value: Value) -> Value:
+        boolean = not value.known and value.data.dtype == jnp.bool_
+        return self._convert(value, jnp.int32) if boolean else value
+
+    def _update(self, values: list[Value], aval: Any, part: tuple[int, ...]) -> Value:
+        """Single entries of axes of features, replaced."""
+        value, update, *starts = values
+        here = None
+        for axis, (size, start) in enumerate(zip(part, starts, strict=True)):
+            if size == aval.shape[axis]:
+                continue
+            if size != 1 or value.axes[axis] not in (FEATURE, None):
+                raise Unsupported("an update of a part of a block")
+            at = self._is_at(axis, aval.shape[axis], len(part), start)
+            here = at if here is None else self.elementwise(jnp.logical_and, [here, at], aval.shape, jnp.bool_)
+        if here is None:
+            return update
+        return self.elementwise(jnp.where, [here, update, value], aval.shape, aval.dtype)
+
+    def _broadcast(self, value: Value, old: tuple, new: tuple, dims: Sequence[int]) -> Value:
+        axes: list[str | None] = [None] * len(new)
+        for i, dim in enumerate(dims):
+            axes[dim] = value.axes[i] if old[i] == new[dim] else None
+        return dataclasses.replace(value, axes=tuple(axes))
+
+    def _transpose(self, value: Value, permutation: Sequence[int]) -> Value:
+        axes = tuple(value.axes[i] for i in permutation)
+        before = [permutation.index(i) for i in self.layout.sort(value.axes)]
+        if list(self.layout.sort(axes)) == before:
+            return dataclasses.replace(value, axes=axes)
+        narrow = None if value.narrow is None else self.layout.transpose(value.narrow)
+        return Value(self.layout.transpose(value.data), axes, value.base2, narrow)
+
+
+def _floating(data: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(data), jnp.floating)
+
+
+def _is_narrow(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits == 16
+
+
+def _array(data: Any, dtype: Any) -> jax.Array:
+    """Data as an array; known numbers in the type of the others."""
+    if isinstance(data, (bool, np.bool_)):
+        return jnp.asarray(data)
+    return jnp.asarray(data, dtype if isinstance(data, (int, float, np.generic)) else None)
+
+
+def _pair(numbers: Sequence[int]) -> tuple[int, int]:
+    a, b = numbers
+    return a, b
+
+
+def _astype(data: jax.Array, dtype: Any) -> jax.Array:
+    if data.dtype == jnp.bool_:
+        return jnp.where(data, jnp.ones((), dtype), jnp.zeros((), dtype))
+    return data != 0 if dtype == jnp.bool_ else data.astype(dtype)
+
+
+def _same_width(x: Value, y: Value) -> tuple[jax.Array, jax.Array]:
+    """Operands of a product, in a 16-bit type if either came in one."""
+    narrow = [v.data if _is_narrow(v.data.dtype) else v.narrow for v in (x, y)]
+    dtypes = [n.dtype for n in narrow if n is not None]
+    if not dtypes:
+        return x.data, y.data
+    a, b = (v.data.astype(dtypes[0]) if n is None else n for v, n in zip((x, y), narrow, strict=True))
+    return a, b.astype(a.dtype)
+
+
+def _folded(name: str, values: list[Value]) -> Value | None:
+    """The result where a known operand decides it."""
+    known = [v.known for v in values]
+    if name == "select_n":
+        return values[1 + int(values[0].data)] if known[0] and values[0].data in (True, False, 0, 1) else None
+    if (
+        name == "not"
+        or not any(known)
+        or not all(v.data in (True, False) for v, k in zip(values, known, strict=True) if k)
+    ):
+        return dataclasses.replace(values[0], data=not values[0].data) if name == "not" and known[0] else None
+    if any(not k and v.data.dtype != jnp.bool_ for v, k in zip(values, known, strict=True)):
+        return None
+    (at, fixed) = next((i, v) for i, v in enumerate(values) if v.known)
+    other = values[1 - at]
+    return other if bool(fixed.data) == (name == "and") else fixed
+
+
+def _reshape(value: Value, old: tuple, new: tuple) -> Value:
+    """Axes of size one come and go."""
+    if [n for n in old if n != 1] != [n for n in new if n != 1]:
+        raise Unsupported(f"a reshape of a block from {old} to {new}")
+    # An axis of size one may have a name, where a block is of size one: it goes to the first place that is free.
+    names = [(n, a) for n, a in zip(old, value.axes, strict=True)]
+    axes: list[str | None] = []
+    for n in new:
+        if names and names[0][0] == n:
+            axes.append(names.pop(0)[1])
+            continue
+        while names and names[0][0] == 1 and n != 1:
+            if names.pop(0)[1] is not None:
+                raise Unsupported("a reshape that moves an axis of size one")
+        axes.append(names.pop(0)[1] if names and names[0][0] == n else None)
+    if any(a is not None for _, a in names):
+        raise Unsupported("a reshape that drops a named axis")
+    return dataclasses.replace(value, axes=tuple(axes))

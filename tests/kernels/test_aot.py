@@ -1,0 +1,109 @@
+"""The kernels, compiled by the TPU's own compiler for chips that are not there: python -m pytest -m aot tests/kernels."""
+
+import functools
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from attnjax import attend, masks, scores
+from attnjax.attention import _pallas
+from pallas_kernels import Target, compile_for
+from pallas_kernels._topology import TOPOLOGIES, compile_on, devices, prepare
+from pallas_kernels.attention import Unsupported, fold
+
+pytestmark = pytest.mark.aot
+
+
+@functools.cache
+def device(generation: str):
+    prepare()
+    return devices(Target("tpu", generation))[0]
+
+
+def compiled(generation: str, function, *shapes):
+    """Compiled, everything in kernels."""
+    reasons = []
+
+    def watched(*arguments):
+        try:
+            return fold(*arguments)
+        except Unsupported as error:
+            reasons.append(str(error))
+            raise
+
+    with compile_for(Target("tpu", generation)), mock.patch.object(_pallas, "fold", watched):
+        found = compile_on(device(generation), function, *shapes)
+    assert reasons == []
+    return found
+
+
+def heads_first(function):
+    """Arrays ``[N, T, H]``, as the kernels read them: no copies blur what is measured."""
+    turn = lambda x: jnp.swapaxes(x, 0, 1)
+    return lambda *x: turn(function(*map(turn, x)))
+
+
+def arrays(length: int, heads: int, kv_heads: int, width: int, dtype=jnp.bfloat16):
+    q, k = (jax.ShapeDtypeStruct((n, length, width), dtype) for n in (heads, kv_heads))
+    return q, k, k
+
+
+def forward(**knobs):
+    return heads_first(lambda q, k, v: attend(q, k, v, implementation="pallas", **knobs))
+
+
+def backward(**knobs):
+    def both(q, k, v, cotangent):
+        output, pull = jax.vjp(forward(**knobs), q, k, v)
+        return output, pull(cotangent)
+
+    return both
+
+
+GENERATIONS = list(TOPOLOGIES)
+
+
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_forward_and_backward_compile(generation, width):
+    q, k, v = arrays(2048, 8, 2, width)
+    compiled(generation, backward(mask=masks.causal()), q, k, v, q)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_a_long_window_compiles(generation):
+    """Backward needs two passes here: the gradient of the queries does not fit the chip."""
+    q, k, v = arrays(131072, 1, 1, 128)
+    compiled(generation, backward(mask=masks.causal() & masks.window(4096)), q, k, v, q)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_scores_with_gradients_and_lengths_that_no_tile_divides_compile(generation):
+    def loss(q, k, v, slopes, ids):
+        score = scores.dot_product() >> scores.softcap(30.0) >> scores.alibi(slopes)
+        mask = masks.causal() & masks.segments(ids)
+        return attend(q, k, v, mask=mask, score=score, implementation="pallas").astype(jnp.float32).sum()
+
+    q, k = (jax.ShapeDtypeStruct((2, 1000, n, 64), jnp.float32) for n in (4, 2))
+    slopes, ids = jax.ShapeDtypeStruct((4,), jnp.float32), jax.ShapeDtypeStruct((2, 1000), jnp.int32)
+    compiled(generation, jax.grad(loss, (0, 1, 2, 3)), q, k, k, slopes, ids)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_tangents_compile(generation):
+    q, k, v = arrays(1024, 2, 2, 128)
+    moved = lambda *x: jax.jvp(forward(mask=masks.causal()), x[:3], x[3:])
+    compiled(generation, moved, q, k, v, q, k, v)
+
+
+def test_memory_is_linear_in_length():
+    temporary = {}
+    for length in (4096, 16384):
+        q, k, v = arrays(length, 8, 8, 128)
+        found = compiled("v5e", backward(mask=masks.causal()), q, k, v, q)
+        temporary[length] = found.memory_analysis().temp_size_in_bytes
+    print(temporary)
+    assert temporary[16384] <= 100e6
+    assert temporary[16384] <= 4.4 * max(temporary[4096], 20e6)

@@ -1,0 +1,220 @@
+"""Kernels against the streamed form, interpreted: values and derivatives of every case that they run."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from attnjax import BlockSizes, attend, masks, scores
+from attnjax.attention import _pallas
+from pallas_kernels import Target, compile_for
+from tests.attention.cases import CASES
+from tests.attention.test_conformance import call, derivatives
+from tests.tolerances import TOLERANCES, assert_close
+
+INTERPRETED = Target("tpu", interpret=True)
+WITHOUT_A_KERNEL = {"relative bias", "additive", "additive, shared by the heads", "negative distance"}
+"""Scores that look up a table by position, or make blocks of three axes."""
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    """Collects the reasons why a fold was not run by a kernel."""
+    reasons = []
+    fold = _pallas.fold
+
+    def watched(*arguments):
+        try:
+            return fold(*arguments)
+        except _pallas.Unsupported as error:
+            reasons.append(str(error))
+            raise
+
+    monkeypatch.setattr(_pallas, "fold", watched)
+    jax.clear_caches()
+    return reasons
+
+
+def single(tree):
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if np.asarray(x).dtype == np.float64 else None), tree)
+
+
+RUN = [c for c in CASES if c.streams and c.score not in WITHOUT_A_KERNEL and c.normalizer != "user's monoid"]
+
+
+@pytest.mark.parametrize("case", RUN, ids=str)
+def test_case(case, streamed):
+    """Value, jvp, gradient and Hessian-vector product, all by kernels, equal those of the dense form."""
+    floats, integers = case.draw()
+    tangents, _ = case.draw(seed=1)
+    tangents = {name: tangents[name] - floats[name] for name in floats}
+    cotangent = np.random.default_rng(2).standard_normal((*case.size.batch, case.size.t, case.size.n, case.size.v))
+    floats, integers, tangents, cotangent = single((floats, integers, tangents, cotangent))
+
+    def of(form):
+        function = jax.jit(lambda x, v, c: derivatives(lambda x: call(case, form, x, integers), x, v, c))
+        return function(floats, tangents, cotangent)
+
+    want = of("dense")
+    with compile_for(INTERPRETED):
+        got = of("pallas")
+    assert streamed == []
+    for name, kind in {"value": "value", "jvp": "derivative", "gradient": "derivative", "hvp": "second"}.items():
+        bound = getattr(TOLERANCES["float32"], kind)
+        for a, b in zip(jax.tree.leaves(got[name]), jax.tree.leaves(want[name]), strict=True):
+            rms = lambda x: float(jnp.sqrt(jnp.mean(x**2)))
+            # Inputs are of order one: what is far smaller is a sum that cancels, and a single number sums up most.
+            assert rms(a - b) <= bound * max(rms(b), 0.1 if b.ndim else 1.0), name
+
+
+@contextlib.contextmanager
+def hunting():
+    """Eager runs in memory that begins as NaN, with reads and writes watched for races."""
+    params = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True, out_of_bounds_reads="raise")
+    with compile_for(Target("tpu", interpret=params)), jax.disable_jit():
+        yield
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+    assert not interpret_pallas_call.races.races_found
+
+
+def test_no_pass_reads_what_was_not_written_or_races():
+    """Forward and gradients in order of rows, of columns (grouped heads, an own total), and of single tiles."""
+    length, key = 256, jax.random.key(0)
+    q, k, v, cotangent = jax.random.normal(key, (4, length, 2, 16))
+    k, v = k[:, :1], v[:, :1]
+    slopes, bias = jnp.array([0.1, 0.2]), jax.random.normal(key, (2, length, length))
+
+    def loss(form):
+        def of(q, k, v, slopes, bias):
+            score = scores.dot_product() >> scores.alibi(slopes) >> scores.bias(bias)
+            sizes = BlockSizes(128, 128)
+            output = attend(q, k, v, mask=masks.causal(), score=score, implementation=form, block_sizes=sizes)
+            return (output * cotangent).sum()
+
+        return jax.value_and_grad(of, (0, 1, 2, 3, 4))
+
+    want = loss("blocks")(q, k, v, slopes, bias)
+    with hunting():
+        got = loss("pallas")(q, k, v, slopes, bias)
+    jax.tree.map(lambda a, b: assert_close(a, b, kind="derivative"), got, want)
+
+
+def test_rows_kept_on_the_chip_read_nothing_unwritten():
+    """The fused backward pass: gradients of queries stay on the chip while columns are walked through."""
+    q, k, v, cotangent = jax.random.normal(jax.random.key(0), (4, 300, 2, 16))
+
+    def gradients(form):
+        sizes = BlockSizes(128, 128)
+        of = lambda *x: (attend(*x, mask=masks.window(70), implementation=form, block_sizes=sizes) * cotangent).sum()
+        return jax.grad(of, (0, 1, 2))(q, k, v)
+
+    want = gradients("blocks")
+    with hunting():
+        got = gradients("pallas")
+    jax.tree.map(lambda a, b: assert_close(a, b, kind="derivative"), got, want)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_16_bit_inputs(dtype):
+    q, k, v, cotangent = jax.random.normal(jax.random.key(0), (4, 300, 4, 32), dtype)
+
+    def of(form, *x):
+        mask = masks.causal() & masks.window(200)
+        function = lambda *x: attend(*x, mask=mask, implementation=form, block_sizes=BlockSizes(128, 128))
+        output, pull = jax.vjp(function, *x)
+        return output, pull(cotangent.astype(output.dtype))
+
+    want = of("blocks", *(x.astype(jnp.float32) for x in (q, k, v)))
+    with compile_for(INTERPRETED):
+        got = of("pallas", q, k, v)
+    assert all(x.dtype == dtype for x in jax.tree.leaves(got))
+    for a, b, kind in zip(jax.tree.leaves(got), jax.tree.leaves(want), ["value", *["derivative"] * 3], strict=True):
+        assert_close(a, b, kind=kind)
+
+
+def test_the_same_bits_twice():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 256, 2, 16))
+    with compile_for(INTERPRETED):
+        of = lambda: jax.grad(lambda *x: attend(*x, mask=masks.causal(), implementation="pallas").sum(), (0, 1, 2))(
+            q, k, v
+        )
+        jax.tree.map(np.testing.assert_array_equal, of(), of())
+
+
+def test_statistics_and_traced_segments():
+    """What a mask leaves is found while the program runs; rows that see nothing are zeros."""
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 260, 2, 16))
+    ids = jnp.sort(jax.random.randint(jax.random.key(1), (2, 260), 0, 4), axis=-1)
+    kv_ids = jnp.where(ids == 2, 9, ids)
+
+    @jax.jit
+    def blocks(ids, kv_ids):
+        return of("blocks", ids, kv_ids)
+
+    @jax.jit
+    def kernels(ids, kv_ids):
+        return of("pallas", ids, kv_ids)
+
+    def of(form, ids, kv_ids):
+        mask = masks.segments(ids, kv_ids)
+        sizes = BlockSizes(128, 128)
+        return attend(
+            q, k, v, mask=mask, implementation=form, stats=("logsumexp", "entropy", "key_mass"), block_sizes=sizes
+        )
+
+    want = blocks(ids, kv_ids)
+    with compile_for(INTERPRETED):
+        got = kernels(ids, kv_ids)
+    seen = np.asarray(ids != 2)
+    assert not np.asarray(got[0])[~seen].any()
+    assert_close(got[0], want[0])
+    for name in ("entropy", "key_mass"):
+        assert_close(got[1][name], want[1][name])
+    assert_close(got[1]["logsumexp"][seen], want[1]["logsumexp"][seen])
+
+
+def test_vmap_is_one_more_axis_of_the_grid():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 3, 130, 2, 8))
+    one = lambda form: lambda q, k, v: attend(q, k, v, mask=masks.causal(), implementation=form).sum()
+    with compile_for(INTERPRETED):
+        got = jax.vmap(jax.grad(one("pallas"), (0, 1, 2)), in_axes=(0, None, 0))(q, k[0], v)
+    want = jax.vmap(jax.grad(one("blocks"), (0, 1, 2)), in_axes=(0, None, 0))(q, k[0], v)
+    jax.tree.map(lambda a, b: assert_close(a, b, kind="derivative"), got, want)
+
+
+X = jnp.ones((256, 2, 16))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "words"),
+    [
+        (
+            {"score": scores.relative_bias(jnp.ones((2, 9)))},
+            NotImplementedError,
+            ["no kernel runs", "gather", "'blocks'"],
+        ),
+        ({"block_sizes": BlockSizes(100, 128)}, ValueError, ["BlockSizes(q=100)", "multiples of 128"]),
+    ],
+)
+def test_message(arguments, kind, words):
+    with pytest.raises(kind) as caught, compile_for(Target("tpu")):
+        attend(X, X, X, implementation="pallas", **arguments)
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.usefixtures("x64")
+def test_double_precision_is_refused():
+    x = jnp.ones((4, 2, 8))
+    with compile_for(INTERPRETED), pytest.raises(NotImplementedError, match="dtype float64 is not supported"):
+        attend(x, x, x, implementation="pallas")
+
+
+def test_targets_are_checked():
+    with pytest.raises(ValueError, match="platform: got 'cuda'"):
+        Target("cuda")
+    with pytest.raises(ValueError, match=r"generation: got 'v3', want one of \['v4'"):
+        Target("tpu", "v3")

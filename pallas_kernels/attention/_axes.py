@@ -246,8 +246,8 @@ REDUCTIONS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "re
 class Evaluator:
     """Runs flat tile functions in a layout."""
 
-    def __init__(self, layout: Layout):
-        self.layout = layout
+    def __init__(self, layout: Layout, exponential: str = "float32"):
+        self.layout, self.exponential = layout, exponential
 
     # --- small helpers
 
@@ -324,7 +324,10 @@ class Evaluator:
         elif kept and name in ("mul", "div") and any(_is_scalar(a) for a in equation.invars):
             values = self._scaled(equation, values)
         elif name == "exp" and values[0].base2 and not values[0].known:
-            return dataclasses.replace(self.elementwise(jnp.exp2, values, shape, dtype), base2=False)
+            if self.exponential == "float32" or len(self.held(values[0])) < 2:
+                return self.elementwise(jnp.exp2, values, shape, dtype)
+            rounded = self.elementwise(lambda x: jnp.exp2(x.astype(self.exponential)), values, shape, dtype)
+            return self._convert(rounded, dtype)
         else:
             values = [self.natural(v) for v in values]
         found = self._apply(name, params, equation, values, shape, dtype)

@@ -10,10 +10,14 @@ MATRICES = 6
 """Score matrices of a tile that the compiler is taken to hold at once, in float32."""
 
 
+GROUP = 4
+"""Tiles in a step, at most: they share the step's cost, and one's products overlap with another's exponentials."""
+
+
 def windows(plan: Plan) -> int:
     """Bytes of the blocks of every operand and output, twice each (one is moved while the other is used)."""
     grid = plan.grid
-    block = {ROWS: grid.row_block, COLS: grid.col_block}
+    block = {ROWS: grid.row_block * min(GROUP, grid.rows), COLS: grid.col_block * min(GROUP, grid.cols)}
     total = 0
     for spec in (*plan.inputs, *plan.outputs):
         sizes = [block[d] for d in spec.dims if d in block]

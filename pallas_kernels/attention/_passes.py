@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from pallas_kernels._target import Target
-from pallas_kernels.attention._budget import fits_resident
+from pallas_kernels.attention._budget import GROUP, fits_resident
 from pallas_kernels.attention._plan import COLS, ROWS, Plan
 
 
@@ -20,16 +20,23 @@ class Pass:
         outputs: which of the plan's outputs.
         inner: outer dimensions that these outputs do not follow: they are walked through inside the list of tiles.
         resident: outputs kept on the chip as a whole.
+        group: tiles, along the dimension that is walked through, that make one step.
     """
 
     order: str
     outputs: tuple[int, ...]
     inner: tuple[int, ...] = ()
     resident: tuple[int, ...] = ()
+    group: int = 1
 
 
 def passes(plan: Plan, target: Target) -> list[Pass]:
     """The walks that a plan takes."""
+    lengths = {"row": plan.grid.cols, "col": plan.grid.rows, "pair": 1}
+    return [dataclasses.replace(p, group=min(GROUP, lengths[p.order])) for p in _walks(plan, target)]
+
+
+def _walks(plan: Plan, target: Target) -> list[Pass]:
     if plan.scaled:
         return [Pass("row", tuple(range(len(plan.outputs))))]
     kinds: dict[str, list[int]] = {"row": [], "col": [], "pair": [], "whole": []}

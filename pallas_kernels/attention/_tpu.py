@@ -55,10 +55,17 @@ def run(plan: Plan, tiles: jax.Array, arrays: Sequence[jax.Array], target: Targe
 
 @dataclasses.dataclass(frozen=True)
 class _At:
-    """Where a step is: its index along every dimension, and what it does."""
+    """Where a step is, or one of its tiles.
+
+    Attributes:
+        index: along every dimension, of groups of tiles or of tiles.
+        entry: of the list of tiles: what is done.
+        tile: the number of the tile in its group.
+    """
 
     index: dict[int, Any]
-    flags: Any
+    entry: Any
+    tile: Any = 0
 
 
 class _Call:
@@ -68,11 +75,13 @@ class _Call:
         self.plan, self.order, self.target = plan, order, target
         grid = plan.grid
         self.layout = Lanes(COL if order.order == "col" else ROW)
-        self.evaluator = Evaluator(self.layout)
+        self.evaluator = Evaluator(self.layout, target.exponential)
         self.outer = [d for d in range(len(grid.outer)) if d not in order.inner]
         self.inner_sizes = tuple(grid.outer[d] for d in order.inner)
         self.sizes = {ROWS: grid.row_block, COLS: grid.col_block}
         self.counts = {ROWS: grid.rows, COLS: grid.cols}
+        # Tiles along this dimension stand next to each other in a group, which is one step.
+        self.fast, self.group = (ROWS if order.order == "col" else COLS), order.group
         closed = plan.tile.jaxpr
         self.partial = flatten(closed, order.outputs, full=False)
         full = flatten(closed, order.outputs, full=True)
@@ -82,8 +91,12 @@ class _Call:
         self.base2 = plan.scaled and all(scale)
 
     def _block(self, dim: int | None, whole: int) -> int:
-        """Length of an axis of a block."""
+        """Length of an axis of a tile's block."""
         return whole if dim is None else self.sizes[dim]
+
+    def _window(self, dim: int | None, whole: int) -> int:
+        """Length of that axis for a whole group."""
+        return self._block(dim, whole) * (self.group if dim == self.fast else 1)
 
     def _count(self, dim: int | None) -> int:
         """Blocks along an axis."""
@@ -107,7 +120,7 @@ class _Call:
         if not _work.fits(*tiles.shape):
             raise Unsupported(f"a block map of {grid.rows} x {grid.cols} tiles does not fit the scalar memory")
         self.followed = followed
-        found = _work.work_list(tiles, self.order.order)
+        found = _work.work_list(tiles, self.order.order, self.group)
         if not found.fields.fit:
             raise Unsupported(f"a block map of {grid.rows} x {grid.cols} tiles")
         return found
@@ -126,6 +139,11 @@ class _Call:
                 (inner % grid.outer[d], inner // grid.outer[d]) if d != self.order.inner[0] else (inner, 0)
             )
         return _At({**where, ROWS: i, COLS: j}, entry)
+
+    def _tile(self, at: _At, tile: Any) -> _At:
+        """One of the tiles of a step."""
+        index = {**at.index, self.fast: at.index[self.fast] * self.group + tile}
+        return _At(index, at.entry, tile)
 
     # --- operands
 
@@ -157,7 +175,7 @@ class _Call:
                 return Value((data != 0) if dtype == jnp.bool_ else data.astype(dtype), names)
 
             return flat, pl.BlockSpec(memory_space=pltpu.SMEM), number
-        lengths = [self._block(dims[i], array.shape[len(lead) + n]) for n, i in enumerate(there)]
+        lengths = [self._window(dims[i], array.shape[len(lead) + n]) for n, i in enumerate(there)]
         places = [dims[i] for i in there]
         if len(there) == 1:
             array, lengths, places = array[..., None, :], [1, *lengths], [None, *places]
@@ -168,7 +186,7 @@ class _Call:
         flip = len(there) == 2 and self.layout.sort(tuple(_name(d) for d in places)) != (0, 1)
 
         def block(ref, at: _At) -> Value:
-            data = ref[...]
+            data = self._view(ref, places, at)
             named = self.evaluator.held(Value(None, names))
             if not named:
                 pass  # a matrix of one number
@@ -183,6 +201,14 @@ class _Call:
             return Value(data, names)
 
         return array, ((None,) * len(lead) + tuple(lengths), place), block
+
+    def _view(self, ref: Any, places: list, at: _At) -> jax.Array:
+        """The part of a group's block that belongs to a tile."""
+        if self.group == 1 or self.fast not in places:
+            return ref[...]
+        size = self.sizes[self.fast]
+        start = at.tile * size if isinstance(at.tile, int) else pl.multiple_of(at.tile * size, size)
+        return ref[tuple(pl.ds(start, size) if d == self.fast else slice(None) for d in places)]
 
     def _positions(self, dim: int, names: tuple, ref: Any, at: _At) -> Value:
         size, name = self.sizes[dim], _NAMES[dim]
@@ -368,9 +394,8 @@ class _Call:
         outs, sums = refs[: len(order.outputs)], refs[len(order.outputs) :]
         axes = len(self.outer) + 1
         ids = [pl.program_id(n) for n in range(axes)]
-        at = self.at(work, ids, entries)
+        step_at = at = self.at(work, ids, entries)
         step, steps = ids[-1], pl.num_programs(axes - 1)
-        slots = {n: self._slot(i, at) for n, i in enumerate(order.outputs) if self._resident(i)}
         kept = [n for n, i in enumerate(order.outputs) if self._resident(i) or self._whole(i)]
         streamed = [n for n in range(len(sums)) if n not in kept]
 
@@ -392,9 +417,10 @@ class _Call:
         if kept:
             pl.when(step == 0)(lambda: clear(kept))
         if streamed:
-            pl.when(at.flags & _work.FIRST != 0)(lambda: clear(streamed))
+            pl.when(at.entry & _work.FIRST != 0)(lambda: clear(streamed))
 
-        def visit(flat: Flat) -> None:
+        def visit(flat: Flat, tile: Any) -> None:
+            at = self._tile(step_at, tile)
             refs_left = iter(ins)
             values = [
                 load(next(refs_left) if there else None, at) if used else Value(0, ()) for used, there, load in loads
@@ -403,16 +429,28 @@ class _Call:
                 self._add_scaled(flat, values, sums)
                 return
             for n, value in enumerate(self.evaluator(flat, values)):
-                here = sums[n].at[slots[n]] if n in slots else sums[n]
+                i = order.outputs[n]
+                here = sums[n].at[self._slot(i, at)] if self._resident(i) else sums[n]
                 here[...] += self.hold(value, order.outputs[n])
 
-        if self.full is self.partial:
-            pl.when(at.flags & (_work.PARTIAL | _work.FULL) != 0)(lambda: visit(self.partial))
-        else:
-            pl.when(at.flags & _work.PARTIAL != 0)(lambda: visit(self.partial))
-            pl.when(at.flags & _work.FULL != 0)(lambda: visit(self.full))
+        def visit_full() -> None:
+            for tile in range(self.group):
+                visit(self.full, tile)
 
-        @pl.when(at.flags & _work.LAST != 0)
+        def visit_partial() -> None:
+            if self.group == 1:
+                visit(self.partial, 0)
+                return
+
+            @pl.loop(0, self.group)
+            def _(tile):
+                pl.when(work.fields.partial(at.entry, tile))(lambda: visit(self.partial, tile))
+                pl.when(work.fields.full(at.entry, tile))(lambda: visit(self.full, tile))
+
+        pl.when(at.entry & _work.FULL != 0)(visit_full)
+        pl.when(at.entry & _work.PARTIAL != 0)(visit_partial)
+
+        @pl.when(at.entry & _work.LAST != 0)
         def _():
             if plan.scaled:
                 self._finish_scaled(sums)

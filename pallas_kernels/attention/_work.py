@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 FIRST, LAST, PARTIAL, FULL = 1, 2, 4, 8
-"""Flags of an entry: first or last of those that are added up at one place; the tile's kind (neither: nothing is)."""
+"""Flags of an entry: first or last of those that are added up at one place; its kind (neither: nothing is added)."""
 
 _FLAGS = 4
 _MEMORY = 512 * 1024
@@ -16,26 +16,40 @@ _MEMORY = 512 * 1024
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """Where an entry holds its coordinates, above the flags: column, row, then the number of the inner point."""
+    """Where an entry holds what it says, above the flags: if a group has several tiles, a bit for each that is partial
+    and a bit for each that is full; then column, row, and the number of the inner point."""
 
     rows: int
     cols: int
     inner: int
+    group: int = 1
 
     def _bits(self) -> tuple[int, int, int]:
         return tuple(max(n - 1, 0).bit_length() for n in (self.cols, self.rows, self.inner))  # type: ignore[return-value]
 
     @property
-    def fit(self) -> bool:
-        return _FLAGS + sum(self._bits()) <= 31
+    def _start(self) -> int:
+        return _FLAGS + (2 * self.group if self.group > 1 else 0)
 
-    def pack(self, row, col, inner, flags):
+    @property
+    def fit(self) -> bool:
+        return self._start + sum(self._bits()) <= 31
+
+    def pack(self, row, col, inner):
         c, r, _ = self._bits()
-        return flags | col << _FLAGS | row << (_FLAGS + c) | inner << (_FLAGS + c + r)
+        return col << self._start | row << (self._start + c) | inner << (self._start + c + r)
+
+    def partial(self, entry, tile):
+        """Whether a tile of an entry's group is partial."""
+        return (entry >> (_FLAGS + tile)) & 1 != 0
+
+    def full(self, entry, tile):
+        """Whether a tile of an entry's group is full."""
+        return (entry >> (_FLAGS + self.group + tile)) & 1 != 0
 
     def unpack(self, entry) -> tuple:
         """Row, column and inner point of an entry; its flags are its lowest bits."""
-        found, shift = [], _FLAGS
+        found, shift = [], self._start
         for bits in self._bits():
             found.append((entry >> shift) & ((1 << bits) - 1) if bits else jnp.int32(0))
             shift += bits
@@ -65,25 +79,30 @@ def merge(tiles: jax.Array) -> jax.Array:
     return jnp.where(tiles.max(0) == 0, 0, jnp.where(tiles.min(0) == 2, 2, 1))[None].astype(tiles.dtype)
 
 
-def work_list(tiles: jax.Array, order: str) -> WorkList:
+def work_list(tiles: jax.Array, order: str, group: int = 1) -> WorkList:
     """The entries of every list, in an order in which what is added up at one place stands together.
 
     Args:
         tiles: ``[lists, inner, rows, cols]``: 0 empty, 1 partial, 2 full.
         order: "row" adds up along columns (the inner points are one), "col" along rows and inner points, "pair" along
             inner points.
+        group: neighboring tiles along the columns ("row") or rows ("col") that make one entry: full if all are, empty
+            if all are.
 
     Returns:
-        The list. A place that no tile is visited for has one entry without a kind.
+        The list; rows and columns are those of groups. A place that no tile is visited for has one entry without a
+        kind.
     """
+    tiles, bits = _grouped(tiles.astype(jnp.int32), -1 if order == "row" else -2, group)
     count, inner, rows, cols = tiles.shape
-    fields = Fields(rows, cols, inner)
+    fields = Fields(rows, cols, inner, group)
     axes = {"row": (0, 2, 1, 3), "col": (0, 3, 1, 2), "pair": (0, 2, 3, 1)}[order]
     index = jnp.indices((1, inner, rows, cols), dtype=jnp.int32, sparse=True)
-    place = fields.pack(index[2], index[3], index[1], jnp.int32(0))
+    place = jnp.broadcast_to(fields.pack(index[2], index[3], index[1]), tiles.shape)
+    if group > 1:
+        place = place | bits << _FLAGS
     places = {"row": rows, "col": cols, "pair": rows * cols}[order]
-    kind = tiles.transpose(axes).reshape(count, places, -1).astype(jnp.int32)
-    place = jnp.broadcast_to(place, (1, inner, rows, cols)).transpose(axes).reshape(1, places, -1)
+    kind, place = (x.transpose(axes).reshape(count, places, -1) for x in (tiles, place))
     empty = (kind == 0).all(-1, keepdims=True)
     entry = (kind > 0) | (empty & (jnp.arange(kind.shape[-1]).reshape(1, 1, -1) == 0))
     number = jnp.cumsum(entry, -1, dtype=jnp.int32)
@@ -100,6 +119,21 @@ def work_list(tiles: jax.Array, order: str) -> WorkList:
     final = jnp.take_along_axis(listed, used - 1, 1) & ~(FIRST | LAST | PARTIAL | FULL)
     listed = jnp.where(jnp.arange(capacity, dtype=jnp.int32)[None] < used, listed, final)
     return WorkList(listed.reshape(-1), capacity, used.max(), fields)
+
+
+def _grouped(tiles: jax.Array, axis: int, group: int) -> tuple[jax.Array, jax.Array]:
+    """Kinds of groups of tiles along an axis, and a bit for each tile that is partial, then for each that is full."""
+    if group == 1:
+        return tiles, tiles
+    axis += tiles.ndim
+    after = -tiles.shape[axis] % group
+    tiles = jnp.pad(tiles, [(0, after if i == axis else 0) for i in range(tiles.ndim)])
+    tiles = tiles.reshape(*tiles.shape[:axis], -1, group, *tiles.shape[axis + 1 :])
+    axis += 1
+    weights = (1 << jnp.arange(group, dtype=jnp.int32)).reshape([-1 if i == axis else 1 for i in range(tiles.ndim)])
+    kind = jnp.where(tiles.max(axis) == 0, 0, jnp.where(tiles.min(axis) == 2, 2, 1))
+    bits = (tiles == 1) * weights + (tiles == 2) * (weights << group)
+    return kind.astype(jnp.int32), bits.sum(axis, dtype=jnp.int32)
 
 
 def fits(lists: int, inner: int, rows: int, cols: int) -> bool:

@@ -39,12 +39,14 @@ class Value:
         axes: for each logical axis its name, or None along which all numbers are the same.
         base2: whether ``data`` is the value times log2(e).
         narrow: the same numbers in the 16-bit type that they came in, or None.
+        finite: whether none of them is -inf for certain, so that no such test is needed.
     """
 
     data: Any
     axes: Axes
     base2: bool = False
     narrow: Any = None
+    finite: bool = False
 
     @property
     def known(self) -> bool:
@@ -117,12 +119,15 @@ class Flat:
         jaxpr: its equations; the last inputs are the marked masks, if they were taken out.
         masks: how many.
         base2: variables kept as multiples of ln 2.
+        scaled: products of matrices whose only use is a multiplication by a number on the way to an exponential: from
+            the product's variable to the number, and to the variable of the result.
     """
 
     jaxpr: Any
     consts: tuple
     masks: int
     base2: frozenset
+    scaled: dict
 
 
 def flatten(closed: Any, outputs: Sequence[int], full: bool) -> Flat:
@@ -178,7 +183,8 @@ def flatten(closed: Any, outputs: Sequence[int], full: bool) -> Flat:
             kept.append(equation)
             needed |= {v for v in equation.invars if not isinstance(v, core.Literal)}
     jaxpr = jaxpr.replace(eqns=kept[::-1], outvars=outs)
-    return Flat(jaxpr, tuple(traced.consts), len(masks), _kept_in_base_2(jaxpr))
+    base2 = _kept_in_base_2(jaxpr)
+    return Flat(jaxpr, tuple(traced.consts), len(masks), base2, _scaled_products(jaxpr, base2))
 
 
 def _wide(variable: Any, makers: dict) -> Any:
@@ -231,6 +237,23 @@ def _kept_in_base_2(jaxpr: Any) -> frozenset:
     return frozenset(wanted - plain)
 
 
+def _scaled_products(jaxpr: Any, base2: frozenset) -> dict:
+    """See ``Flat.scaled``."""
+    uses: dict[Any, int] = {}
+    for atom in (*(a for e in jaxpr.eqns for a in e.invars), *jaxpr.outvars):
+        if not isinstance(atom, core.Literal):
+            uses[atom] = uses.get(atom, 0) + 1
+    products = {e.outvars[0] for e in jaxpr.eqns if e.primitive.name == "dot_general"}
+    found = {}
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "mul" and equation.outvars[0] in base2:
+            for product, number in (equation.invars, equation.invars[::-1]):
+                if _is_scalar(number) and not isinstance(product, core.Literal):
+                    if product in products and uses[product] == 1:
+                        found[product] = number, equation.outvars[0]
+    return found
+
+
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 ELEMENTWISE = {
@@ -240,6 +263,8 @@ ELEMENTWISE = {
     "not", "or", "population_count", "pow", "rem", "round", "rsqrt", "select_n", "shift_left", "shift_right_arithmetic",
     "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "xor",
 }  # fmt: skip
+REWRITTEN = {"one_minus_square": lambda x: 1 - x * x}
+"""Functions of numbers that not every version of jax, or no kernel, has."""
 REDUCTIONS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "reduce_and": "min", "reduce_or": "max"}
 
 
@@ -290,26 +315,69 @@ class Evaluator:
 
     # --- the walk
 
-    def __call__(self, flat: Flat, values: Sequence[Value]) -> list[Value]:
+    def prepare(self, flat: Flat, values: Sequence[Value | None], fold: bool) -> dict:
+        """What follows from some of the inputs alone (the others are None): values for ``__call__`` to start from.
+
+        With ``fold`` the number that a product is multiplied by on its way to an exponential multiplies the known
+        operand instead, in that operand's type: one multiplication for a row instead of one for each score.
+        """
+        known = {v: x for v, x in zip(flat.jaxpr.invars, values, strict=False) if x is not None}
+        env = known | self._constants(flat)
+        found: dict[Any, Value] = {}
+        for equation in flat.jaxpr.eqns:
+            (variable, *_) = equation.outvars
+            if fold and variable in flat.scaled:
+                number = self._read(flat.scaled[variable][0], env)
+                for place, atom in enumerate(equation.invars):
+                    operand = self._read(atom, env)
+                    if number is not None and operand is not None and len(self.held(operand)) == 2:
+                        found[variable, place] = self._multiplied(operand, number, atom.aval)
+                        break
+            operands = [self._read(a, env) for a in equation.invars]
+            if all(x is not None for x in operands) and len(equation.outvars) == 1:
+                kept = variable in flat.base2
+                env[variable] = found[variable] = self.apply(equation, operands, kept)
+        return found
+
+    def _multiplied(self, operand: Value, number: Value, aval: Any) -> Value:
+        """A matrix times a number and log2(e), in the matrix's type."""
+        factor = Value(self.times(self.natural(number), LOG2E, False).data, (None,) * aval.ndim)
+        wide = self._convert(operand, jnp.promote_types(aval.dtype, jnp.float32))
+        product = self.elementwise(jnp.multiply, [wide, factor], aval.shape, wide.data.dtype)
+        return self._convert(product, operand.data.dtype if operand.narrow is None else operand.narrow.dtype)
+
+    def _constants(self, flat: Flat) -> dict:
+        return {v: Value(c, (None,) * np.ndim(c)) for v, c in zip(flat.jaxpr.constvars, flat.consts, strict=True)}
+
+    def _read(self, atom: Any, env: dict) -> Value | None:
+        if not isinstance(atom, core.Literal):
+            return env.get(atom)
+        if np.size(atom.val) != 1:
+            raise Unsupported("an array constant")
+        return Value(np.asarray(atom.val).reshape(())[()], (None,) * np.ndim(atom.val))
+
+    def __call__(self, flat: Flat, values: Sequence[Value], prepared: dict | None = None) -> list[Value]:
         """Outputs of a flat function; its marked masks are True."""
-        env: dict[Any, Value] = {}
+        prepared = prepared or {}
         known = [Value(True, (None,) * v.aval.ndim) for v in flat.jaxpr.invars[len(values) :]]
-        env |= dict(zip(flat.jaxpr.invars, [*values, *known], strict=True))
-        env |= {v: Value(c, (None,) * np.ndim(c)) for v, c in zip(flat.jaxpr.constvars, flat.consts, strict=True)}
+        env = dict(zip(flat.jaxpr.invars, [*values, *known], strict=True)) | self._constants(flat) | prepared
 
         def read(atom) -> Value:
-            if isinstance(atom, core.Literal):
-                if np.size(atom.val) != 1:
-                    raise Unsupported("an array constant")
-                return Value(np.asarray(atom.val).reshape(())[()], (None,) * np.ndim(atom.val))
-            return env[atom]
+            found = self._read(atom, env)
+            assert found is not None
+            return found
 
         for equation in flat.jaxpr.eqns:
+            (variable, *_) = equation.outvars
+            if variable in env:
+                continue
             operands = [read(a) for a in equation.invars]
-            kept = any(v in flat.base2 for v in equation.outvars)
-            found = self.apply(equation, operands, kept)
-            for variable in equation.outvars:
-                env[variable] = found
+            folded = [(variable, place) for place in (0, 1) if (variable, place) in prepared]
+            for key in folded:
+                operands[key[1]] = prepared[key]
+            env[variable] = self.apply(equation, operands, variable in flat.base2)
+            if folded:
+                env[flat.scaled[variable][1]] = dataclasses.replace(env[variable], base2=True)
         return [read(v) for v in flat.jaxpr.outvars]
 
     def apply(self, equation: Any, values: list[Value], kept: bool) -> Value:
@@ -330,7 +398,11 @@ class Evaluator:
             return self._convert(rounded, dtype)
         else:
             values = [self.natural(v) for v in values]
+        if name == "eq" and _never_equal(*values):
+            return Value(False, (None,) * len(shape))
         found = self._apply(name, params, equation, values, shape, dtype)
+        if name in ("max", "stop_gradient") and any(v.finite for v in values):
+            found = dataclasses.replace(found, finite=True)
         if not kept:
             return dataclasses.replace(found, base2=False)
         if name in HOMOGENEOUS or name in ("mul", "div") and any(_is_scalar(a) for a in equation.invars):
@@ -349,6 +421,8 @@ class Evaluator:
             return folded
         if name == "convert_element_type":
             return self._convert(values[0], dtype)
+        if name in REWRITTEN:
+            return self.elementwise(REWRITTEN[name], values, shape, dtype)
         if name in ELEMENTWISE:
             bind = lambda *x: equation.primitive.bind(*x, **equation.primitive.get_bind_params(params))
             operand_dtype = equation.invars[-1].aval.dtype
@@ -538,6 +612,11 @@ def _same_width(x: Value, y: Value) -> tuple[jax.Array, jax.Array]:
         return x.data, y.data
     a, b = (v.data.astype(dtypes[0]) if n is None else n for v, n in zip((x, y), narrow, strict=True))
     return a, b.astype(a.dtype)
+
+
+def _never_equal(x: Value, y: Value) -> bool:
+    """Whether one is -inf and the other never."""
+    return any(a.finite and b.known and b.data == -math.inf for a, b in ((x, y), (y, x)))
 
 
 def _folded(name: str, values: list[Value]) -> Value | None:

@@ -29,6 +29,10 @@ from pallas_kernels.attention._lanes import LANES, Lanes, row, widen
 from pallas_kernels.attention._passes import Pass, passes
 from pallas_kernels.attention._plan import COLS, ROWS, Plan
 
+LOWEST = -3e38
+"""A running log scale before anything was seen: finite, so that a difference of two is a number. A row whose scores are
+all below it (times ln 2, where they are kept in base 2) counts as having seen nothing."""
+
 _NAMES = {ROWS: ROW, COLS: COL}
 
 
@@ -402,7 +406,7 @@ class _Call:
         def clear(which):
             for n in which:
                 lowest = plan.scaled and order.outputs[n] == 0
-                sums[n][...] = jnp.full(sums[n].shape, -jnp.inf if lowest else 0, sums[n].dtype)
+                sums[n][...] = jnp.full(sums[n].shape, LOWEST if lowest else 0, sums[n].dtype)
 
         def write(which):
             for n in which:
@@ -419,33 +423,43 @@ class _Call:
         if streamed:
             pl.when(at.entry & _work.FIRST != 0)(lambda: clear(streamed))
 
-        def visit(flat: Flat, tile: Any) -> None:
-            at = self._tile(step_at, tile)
+        def values(at: _At) -> list[Value]:
             refs_left = iter(ins)
-            values = [
+            return [
                 load(next(refs_left) if there else None, at) if used else Value(0, ()) for used, there, load in loads
             ]
+
+        def prepared(flat: Flat) -> dict:
+            """What is the same for every tile of the step."""
+            steady = [self.fast not in spec.dims for spec in plan.inputs]
+            found = [v if s else None for v, s in zip(values(step_at), steady, strict=True)]
+            return self.evaluator.prepare(flat, [None, *found] if plan.scaled else found, fold=plan.scaled)
+
+        def visit(flat: Flat, tile: Any, shared: dict) -> None:
+            at = self._tile(step_at, tile)
             if plan.scaled:
-                self._add_scaled(flat, values, sums)
+                self._add_scaled(flat, values(at), shared, sums)
                 return
-            for n, value in enumerate(self.evaluator(flat, values)):
+            for n, value in enumerate(self.evaluator(flat, values(at), shared)):
                 i = order.outputs[n]
                 here = sums[n].at[self._slot(i, at)] if self._resident(i) else sums[n]
                 here[...] += self.hold(value, order.outputs[n])
 
         def visit_full() -> None:
+            shared = prepared(self.full)
             for tile in range(self.group):
-                visit(self.full, tile)
+                visit(self.full, tile, shared)
 
         def visit_partial() -> None:
             if self.group == 1:
-                visit(self.partial, 0)
+                visit(self.partial, 0, prepared(self.partial))
                 return
+            partial, full = prepared(self.partial), prepared(self.full)
 
             @pl.loop(0, self.group)
             def _(tile):
-                pl.when(work.fields.partial(at.entry, tile))(lambda: visit(self.partial, tile))
-                pl.when(work.fields.full(at.entry, tile))(lambda: visit(self.full, tile))
+                pl.when(work.fields.partial(at.entry, tile))(lambda: visit(self.partial, tile, partial))
+                pl.when(work.fields.full(at.entry, tile))(lambda: visit(self.full, tile, full))
 
         pl.when(at.entry & _work.FULL != 0)(visit_full)
         pl.when(at.entry & _work.PARTIAL != 0)(visit_partial)
@@ -461,15 +475,14 @@ class _Call:
 
     # --- scaled folds
 
-    def _add_scaled(self, flat: Flat, values: list[Value], sums: Sequence[Any]) -> None:
+    def _add_scaled(self, flat: Flat, values: list[Value], shared: dict, sums: Sequence[Any]) -> None:
         """Add a tile to the sums, all at a new scale."""
         old = sums[0][...]
         named = self.sizes[ROWS] > 1
-        scale = Value(old if named else old[:, :1], (ROW if named else None,), self.base2)
-        new, *added = self.evaluator(flat, [scale, *values])
+        scale = Value(old if named else old[:, :1], (ROW if named else None,), self.base2, finite=True)
+        new, *added = self.evaluator(flat, [scale, *values], shared)
         new = self.hold(new, 0)
-        finite = jnp.where(new == -jnp.inf, 0, new)
-        factor = (jnp.exp2 if self.base2 else jnp.exp)(old - finite)
+        factor = (jnp.exp2 if self.base2 else jnp.exp)(old - new)
         sums[0][...] = new
         for n, value in enumerate(added, 1):
             power = self.plan.powers[n - 1]
@@ -479,7 +492,8 @@ class _Call:
     def _finish_scaled(self, sums: Sequence[Any]) -> None:
         """The scale as it is; sums divided by the mass, if the plan names one, at the log of the mass."""
         plan, unit = self.plan, 1 / LOG2E if self.base2 else 1.0
-        scale = sums[0][...] * jnp.asarray(unit, sums[0].dtype)
+        scale = sums[0][...]
+        scale = jnp.where(scale > LOWEST, scale * jnp.asarray(unit, scale.dtype), -jnp.inf)
         if plan.mass is not None:
             mass = sums[1 + plan.mass][...]
             some = mass > 0

@@ -1,17 +1,13 @@
 """What the TPU compiler's schedule says a kernel costs, without a TPU: python -m benchmarks.tpu_schedule.
 
-The compiler's dump holds every bundle that a core issues, in order, and what each functional unit does in it. So the
-bundles of the region that runs once a tile, times the tiles, are cycles; where the matrix units need longer than the
-bundles, they are the bound. Not in the model: waiting for memory (the bytes over the bandwidth are printed beside) and
-clock throttling. Against published times of another kernel it was right within 20%: good for comparing two kernels
-that were compiled the same way, not for promises.
+See ``pallas_kernels._schedule`` for what the model holds, and what not.
 """
 
-import collections
 import dataclasses
+import functools
+import importlib.metadata
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -19,153 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-CLOCK = {"v4": 1.05, "v5e": 1.5, "v5p": 1.75, "v6e": 1.75}
-"""GHz; those at which the peak rates of the matrix units are the published ones."""
-
-ROWS_PER_CYCLE = {"v4": 1, "v5e": 1, "v5p": 1, "v6e": 2}
-"""Rows that one matrix unit takes in a cycle."""
-
-BANDWIDTH = {"v4": 1228, "v5e": 819, "v5p": 2765, "v6e": 1640}
-"""GB/s of device memory."""
-
-BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|\d+)\s+(LH|LB|LE|PB|PF|CT)?\s*:((?:\s*>)*)\s*\{(.*)$")
-START = re.compile(r"Start(?:/End empty)? region (\d+)")
-BRANCH = re.compile(r"sbr\.rel \(!?%p\w+\) target = \$region(\d+)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Region:
-    """A stretch of bundles that runs if a condition holds.
-
-    Attributes:
-        bundles: how many, without those of the regions inside.
-        mxu: cycles that the busiest matrix unit needs for them.
-        spills: vector registers stored to and filled from memory in them.
-        inside: regions inside, in source order.
-    """
-
-    bundles: int
-    mxu: float
-    spills: int
-    inside: tuple["Region", ...] = ()
-
-    @property
-    def cycles(self) -> float:
-        return max(self.bundles, self.mxu)
-
-    @property
-    def multiplies(self) -> bool:
-        return self.mxu > 0 or any(r.multiplies for r in self.inside)
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """A kernel with a grid: one loop over its steps, in which each `pl.when` is a region.
-
-    Attributes:
-        overhead: bundles of a step outside of the regions.
-        regions: those of the kernel's body, in source order.
-    """
-
-    overhead: int
-    regions: tuple[Region, ...]
-
-    @property
-    def tiles(self) -> list[Region]:
-        """The regions with products."""
-        return [r for r in self.regions if r.multiplies]
-
-    @property
-    def edges(self) -> float:
-        """Cycles of what begins and ends the sums at one place."""
-        return sum(r.cycles for r in self.regions if not r.multiplies)
-
-
-def read(bundle_file: Path, use_file: Path, generation: str) -> Schedule:
-    """The schedule of one kernel.
-
-    Args:
-        bundle_file: The compiler's `...-final_bundles.txt`.
-        use_file: Its `...-final_hlo-static-per-bundle-utilization.txt`.
-        generation: Of the chip.
-
-    Returns:
-        The schedule.
-
-    Raises:
-        ValueError: The files do not look as this reader expects: it does not guess.
-    """
-    bundles: list[str] = []
-    for line in bundle_file.read_text(errors="replace").splitlines():
-        if found := BUNDLE.match(line):
-            bundles.append(found.group(4))
-        elif bundles and not line.startswith("="):
-            bundles[-1] += " " + line.strip()  # the attributes of a copy continue a bundle
-    lines = use_file.read_text().split("\n")
-    columns = [c.strip() for c in lines[1].split(",")]
-    use = [[int(x) for x in line.split()] for line in lines[4:] if line.strip()]
-    if len(use) != len(bundles):
-        raise ValueError(f"{bundle_file.name}: {len(bundles)} bundles, but utilization of {len(use)}")
-    spilled = [i for i, c in enumerate(columns) if "FILL" in c or "SPILL" in c]
-    start = {int(r): i for i, text in enumerate(bundles) for r in START.findall(text)}
-    loops, skips = [], []
-    for i, text in enumerate(bundles):
-        for label in BRANCH.findall(text):
-            target = start.get(int(label))
-            if target is None:
-                continue
-            if target <= i:
-                loops.append((target, min(i + 5, len(bundles))))
-            else:
-                skips.append((i + 5, target))
-    if not loops:
-        raise ValueError(f"{bundle_file.name}: no loop over a grid")
-    loop = max(loops, key=lambda span: span[1] - span[0])
-    inside = sorted({s for s in skips if loop[0] <= s[0] and s[1] <= loop[1] and s[1] > s[0]})
-    body = max(_outermost(inside), key=lambda span: span[1] - span[0])
-
-    def region(span: tuple[int, int]) -> Region:
-        children = _outermost([s for s in inside if span[0] <= s[0] and s[1] <= span[1] and s != span])
-        own = [i for i in range(*span) if not any(c[0] <= i < c[1] for c in children)]
-        per_unit: collections.Counter = collections.Counter()
-        for i in own:
-            for op in re.findall(r"= (vmatmul[a-z0-9._]*)", bundles[i]):
-                unit = re.search(r"mxu\d|mrb|$", op)
-                per_unit[unit.group() if unit else ""] += 16 if "bf16" in op else 8
-        mxu = max(per_unit.values(), default=0) / ROWS_PER_CYCLE.get(generation, 1)
-        return Region(len(own), mxu, sum(use[i][j] for i in own for j in spilled), tuple(map(region, children)))
-
-    whole = region(body)
-    return Schedule(loop[1] - loop[0] - (body[1] - body[0]) + whole.bundles, whole.inside)
-
-
-def _outermost(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Those that lie in no other one."""
-    found: list[tuple[int, int]] = []
-    for span in sorted(spans, key=lambda s: (s[0], -s[1])):
-        if not found or span[1] > found[-1][1]:
-            found.append(span)
-    return found
-
-
-def read_all(folder: Path, generation: str) -> dict[str, Schedule]:
-    """Schedules of the named kernels in a dump, by name."""
-    found = {}
-    for bundles in sorted(folder.glob("*-final_bundles.txt")):
-        if "schedule-analysis" in bundles.name or "<late" in bundles.name or "TLP" in bundles.name:
-            continue
-        matched = re.match(r"\d+-(.+?)(?:\.\d+)?-(\d+)-final_bundles\.txt$", bundles.name)
-        if not matched:
-            continue
-        uses = list(folder.glob(bundles.name.replace(matched.group(2) + "-final_bundles.txt", "*utilization.txt")))
-        uses = [u for u in uses if "final_hlo-static-per-bundle-utilization" in u.name]
-        if uses:
-            try:
-                found[matched.group(1)] = read(bundles, uses[0], generation)
-            except ValueError as error:
-                print(f"skipped: {error}", file=sys.stderr)
-    return found
-
+from pallas_kernels._schedule import CLOCK, Schedule, cycles, dump_flags, read_all
 
 # --- counting steps -------------------------------------------------------------------------------------------------
 
@@ -179,30 +29,10 @@ def causal_tiles(length: int, block_q: int, block_kv: int) -> np.ndarray:
     return np.where(full, 2, np.where(some, 1, 0))
 
 
-def cycles_of_ours(schedule: Schedule, tiles: np.ndarray, order: str, group: int) -> float:
-    """Cycles for one head of a pass of this library."""
-    kinds = tiles if order == "row" else tiles.T
-    after = -kinds.shape[1] % group
-    grouped = np.pad(kinds, [(0, 0), (0, after)]).reshape(kinds.shape[0], -1, group)
-    full = (grouped == 2).all(-1)
-    mixed = (grouped > 0).any(-1) & ~full
-    straight, loop = schedule.tiles
-    partial, alone = loop.inside
-    inside = grouped[mixed]
-    return (
-        (full.sum() + mixed.sum()) * schedule.overhead
-        + full.sum() * straight.cycles
-        + mixed.sum() * loop.bundles * group
-        + (inside == 1).sum() * partial.cycles
-        + (inside == 2).sum() * alone.cycles
-        + len(kinds) * schedule.edges
-    )
-
-
 def cycles_of_splash(schedule: Schedule, visited: int, rows: int) -> float:
     """Cycles for one head of jax's splash attention: it masks every tile, and visits no empty one."""
     (tile,) = schedule.tiles
-    return visited * (schedule.overhead + tile.cycles) + rows * schedule.edges
+    return visited * (schedule.overhead + tile.cycles) + rows * schedule.edges[0]
 
 
 # --- compiling ------------------------------------------------------------------------------------------------------
@@ -217,8 +47,8 @@ HEADS = 8
 def dumped(code: str, generation: str) -> dict[str, Schedule]:
     """Schedules of what a piece of code compiles, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
-        subprocess.run([sys.executable, "-c", code], env={**os.environ, "LIBTPU_INIT_ARGS": flags}, check=True)
+        environment = {**os.environ, "LIBTPU_INIT_ARGS": dump_flags(folder)}
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
         return read_all(Path(folder), generation)
 
 
@@ -310,28 +140,34 @@ def ours(generation: str, length: int, width: int, exponential: str) -> dict:
     code = OURS.format(generation=generation, length=length, width=width, exponential=exponential)
     found = dumped(code, generation)
     tiles, group = causal_tiles(length, 512, 512), min(4, length // 512)
-    cycles = {
-        name: cycles_of_ours(s, tiles, "col" if "col" in name else "row", group)
+    spent = {
+        name: cycles(s, tiles, "col" if "col" in name else "row", group)
         for name, s in found.items()
         if name.startswith("fold")
     }
     scale = HEADS / CORES.get(generation, 1)
-    spills = {name: max(t.spills for t in found[name].tiles) for name in cycles}
-    tile = {name: round(found[name].tiles[0].cycles / group) for name in cycles}
-    forward = cycles.pop("fold_row_scaled")
+    spills = {name: max(t.spills for t in found[name].tiles) for name in spent}
+    tile = {name: round(found[name].tiles[0].cycles / group) for name in spent}
+    forward = spent.pop("fold_row_scaled")
     return {
         "forward": scale * forward,
-        "backward": scale * sum(cycles.values()),
+        "backward": scale * sum(spent.values()),
         "cycles a tile": tile,
         "spills": spills,
     }
+
+
+@functools.cache
+def _splash_schedules(generation: str, width: int, blocks: tuple[int, int, int]) -> dict[str, Schedule]:
+    """At T = 4096: the regions of longer ones are the same, only their counts differ."""
+    return dumped(SPLASH.format(generation=generation, length=4096, width=width, blocks=blocks), generation)
 
 
 def splash(generation: str, length: int, width: int) -> dict:
     """The same of splash attention, at its best block sizes for each pass."""
     best = {"fwd": np.inf, "dq": np.inf, "dkv": np.inf}
     for blocks in BLOCKS:
-        found = dumped(SPLASH.format(generation=generation, length=4096, width=width, blocks=blocks), generation)
+        found = _splash_schedules(generation, width, blocks)
         for name in best:
             (schedule,) = [s for key, s in found.items() if key.startswith(f"splash_mha_{name}_")]
             visited = int((causal_tiles(length, *blocks[:2]) > 0).sum())
@@ -356,7 +192,15 @@ def main(config: Config) -> list[dict]:
                 rows.append(row | {"cycles a 512 x 512 tile": own["cycles a tile"], "spills": own["spills"]})
                 print(json.dumps(rows[-1]), flush=True)
     if config.out:
-        Path(config.out).write_text(json.dumps(rows, indent=1))
+        versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+        report = {
+            "command": " ".join(sys.argv),
+            "versions": versions,
+            "heads": HEADS,
+            "clock in GHz": CLOCK,
+            "rows": rows,
+        }
+        Path(config.out).write_text(json.dumps(report, indent=1) + "\n")
     return rows
 
 

@@ -45,7 +45,7 @@ def devices(target: Target) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
     except Exception as error:
-        if "libtpu" in str(error) or "Unable to initialize backend" in str(error) or "not found" in str(error).lower():
+        if "libtpu" in str(error) or "TPU support not installed" in str(error):
             raise RuntimeError(
                 "compiling for TPU needs the extra 'aot': pip install 'attnjax[aot]', in an environment of its own"
             ) from error

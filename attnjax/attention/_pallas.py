@@ -7,7 +7,7 @@ import jax
 
 from attnjax.attention._tiles import Plan
 from pallas_kernels import Target, current
-from pallas_kernels.attention import Unsupported, fold
+from pallas_kernels.attention import TooLarge, Unsupported, fold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Fused:
                     f"implementation='pallas': no kernel runs {error}; use implementation='blocks'"
                 ) from error
             return None
+        except TooLarge as error:
+            raise ValueError(f"implementation='pallas': {error}; choose smaller ones by block_sizes") from error
 
     def tangent(self, live: tuple[int, ...]) -> "Fused":
         return Fused(self.target, required=False)

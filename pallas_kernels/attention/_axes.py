@@ -30,6 +30,10 @@ class Unsupported(NotImplementedError):
     """A tile function, or a plan, that no kernel here runs."""
 
 
+class TooLarge(ValueError):
+    """Tiles that do not fit the chip."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Value:
     """One value of a tile function.
@@ -116,8 +120,8 @@ class Flat:
     """A tile function without calls.
 
     Attributes:
-        jaxpr: its equations; the last inputs are the marked masks, if they were taken out.
-        masks: how many.
+        jaxpr: its equations.
+        consts: its constants.
         base2: variables kept as multiples of ln 2.
         scaled: products of matrices whose only use is a multiplication by a number on the way to an exponential: from
             the product's variable to the number, and to the variable of the result.
@@ -125,55 +129,43 @@ class Flat:
 
     jaxpr: Any
     consts: tuple
-    masks: int
     base2: frozenset
     scaled: dict
 
 
-def flatten(closed: Any, outputs: Sequence[int], full: bool) -> Flat:
+def flatten(closed: Any, outputs: Sequence[int]) -> Flat:
     """The equations that some outputs need, calls inlined.
 
     Args:
         closed: a closed jaxpr.
         outputs: which of its outputs.
-        full: whether what is marked as visibility becomes an input of its own, to be given as True.
 
     Returns:
         The flat function. Outputs lack their last conversion to a narrower type: they are still to be added up.
     """
-    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
-    marked: list[jax.ShapeDtypeStruct] = []
+
+    def walk(jaxpr, consts, arguments):
+        values = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, arguments, strict=True))
+        read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
+        for equation in jaxpr.eqns:
+            operands = [read(a) for a in equation.invars]
+            inner = _inner(equation)
+            if equation.primitive.name in IDENTITIES:
+                found = operands
+            elif inner is not None:
+                found = walk(*inner, operands)
+            else:
+                params = equation.primitive.get_bind_params(equation.params)
+                found = equation.primitive.bind(*operands, **params)
+                found = found if equation.primitive.multiple_results else [found]
+            values |= dict(zip(equation.outvars, found, strict=True))
+        return [read(v) for v in jaxpr.outvars]
 
     def function(*arguments):
-        given = list(arguments[len(avals) :])
-
-        def walk(jaxpr, consts, arguments):
-            values = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, arguments, strict=True))
-            read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
-            for equation in jaxpr.eqns:
-                operands = [read(a) for a in equation.invars]
-                inner = _inner(equation)
-                if equation.primitive.name == VISIBLE:
-                    marked.append(jax.ShapeDtypeStruct(jnp.shape(operands[0]), bool))
-                    found = [given.pop(0) if given else operands[0]]
-                elif equation.primitive.name in IDENTITIES:
-                    found = operands
-                elif inner is not None:
-                    found = walk(*inner, operands)
-                else:
-                    params = equation.primitive.get_bind_params(equation.params)
-                    found = equation.primitive.bind(*operands, **params)
-                    found = found if equation.primitive.multiple_results else [found]
-                values |= dict(zip(equation.outvars, found, strict=True))
-            return [read(v) for v in jaxpr.outvars]
-
-        found = walk(closed.jaxpr, closed.consts, arguments[: len(avals)])
+        found = walk(closed.jaxpr, closed.consts, arguments)
         return [found[i] for i in outputs]
 
-    traced = jax.make_jaxpr(function)(*avals)
-    masks = tuple(marked) if full else ()
-    if masks:
-        traced = jax.make_jaxpr(function)(*avals, *masks)
+    traced = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals))
     jaxpr = traced.jaxpr
     makers = {v: e for e in jaxpr.eqns for v in e.outvars}
     outs = [_wide(v, makers) for v in jaxpr.outvars]
@@ -184,7 +176,7 @@ def flatten(closed: Any, outputs: Sequence[int], full: bool) -> Flat:
             needed |= {v for v in equation.invars if not isinstance(v, core.Literal)}
     jaxpr = jaxpr.replace(eqns=kept[::-1], outvars=outs)
     base2 = _kept_in_base_2(jaxpr)
-    return Flat(jaxpr, tuple(traced.consts), len(masks), base2, _scaled_products(jaxpr, base2))
+    return Flat(jaxpr, tuple(traced.consts), base2, _scaled_products(jaxpr, base2))
 
 
 def _wide(variable: Any, makers: dict) -> Any:
@@ -321,7 +313,7 @@ class Evaluator:
         With ``fold`` the number that a product is multiplied by on its way to an exponential multiplies the known
         operand instead, in that operand's type: one multiplication for a row instead of one for each score.
         """
-        known = {v: x for v, x in zip(flat.jaxpr.invars, values, strict=False) if x is not None}
+        known = {v: x for v, x in zip(flat.jaxpr.invars, values, strict=True) if x is not None}
         env = known | self._constants(flat)
         found: dict[Any, Value] = {}
         for equation in flat.jaxpr.eqns:
@@ -333,10 +325,9 @@ class Evaluator:
                     if number is not None and operand is not None and len(self.held(operand)) == 2:
                         found[variable, place] = self._multiplied(operand, number, atom.aval)
                         break
-            operands = [self._read(a, env) for a in equation.invars]
-            if all(x is not None for x in operands) and len(equation.outvars) == 1:
-                kept = variable in flat.base2
-                env[variable] = found[variable] = self.apply(equation, operands, kept)
+            operands = [x for a in equation.invars if (x := self._read(a, env)) is not None]
+            if len(operands) == len(equation.invars) and equation.primitive.name != VISIBLE:
+                env[variable] = found[variable] = self.apply(equation, operands, variable in flat.base2)
         return found
 
     def _multiplied(self, operand: Value, number: Value, aval: Any) -> Value:
@@ -356,11 +347,9 @@ class Evaluator:
             raise Unsupported("an array constant")
         return Value(np.asarray(atom.val).reshape(())[()], (None,) * np.ndim(atom.val))
 
-    def __call__(self, flat: Flat, values: Sequence[Value], prepared: dict | None = None) -> list[Value]:
-        """Outputs of a flat function; its marked masks are True."""
-        prepared = prepared or {}
-        known = [Value(True, (None,) * v.aval.ndim) for v in flat.jaxpr.invars[len(values) :]]
-        env = dict(zip(flat.jaxpr.invars, [*values, *known], strict=True)) | self._constants(flat) | prepared
+    def __call__(self, flat: Flat, values: Sequence[Value], prepared: dict, full: bool) -> list[Value]:
+        """Outputs of a flat function; of a full tile, everything is visible."""
+        env = dict(zip(flat.jaxpr.invars, values, strict=True)) | self._constants(flat) | prepared
 
         def read(atom) -> Value:
             found = self._read(atom, env)
@@ -370,6 +359,10 @@ class Evaluator:
         for equation in flat.jaxpr.eqns:
             (variable, *_) = equation.outvars
             if variable in env:
+                continue
+            if equation.primitive.name == VISIBLE:
+                rank = equation.outvars[0].aval.ndim
+                env[variable] = Value(True, (None,) * rank) if full else read(equation.invars[0])
                 continue
             operands = [read(a) for a in equation.invars]
             folded = [(variable, place) for place in (0, 1) if (variable, place) in prepared]

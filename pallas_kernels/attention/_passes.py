@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from pallas_kernels._target import Target
-from pallas_kernels.attention._budget import GROUP, fits_resident
+from pallas_kernels.attention._budget import budget
 from pallas_kernels.attention._plan import COLS, ROWS, Plan
 
 
@@ -30,10 +30,23 @@ class Pass:
     group: int = 1
 
 
+GROUPS = (4, 2, 1)
+"""Tiles in a step: more of them share the step's cost, and one's products overlap with another's exponentials."""
+
+
 def passes(plan: Plan, target: Target) -> list[Pass]:
     """The walks that a plan takes."""
     lengths = {"row": plan.grid.cols, "col": plan.grid.rows, "pair": 1}
-    return [dataclasses.replace(p, group=min(GROUP, lengths[p.order])) for p in _walks(plan, target)]
+    found = []
+    for walk in _walks(plan, target):
+        fits = [n for n in GROUPS if n <= lengths[walk.order] and _fits(plan, walk, n, target)]
+        found.append(dataclasses.replace(walk, group=max(fits, default=1)))
+    return found
+
+
+def _fits(plan: Plan, walk: Pass, group: int, target: Target) -> bool:
+    taken = budget(plan, walk.order, walk.outputs, walk.inner, walk.resident, group)
+    return taken.total <= 0.85 * target.vmem
 
 
 def _walks(plan: Plan, target: Target) -> list[Pass]:
@@ -49,8 +62,9 @@ def _walks(plan: Plan, target: Target) -> list[Pass]:
         inner = _lacked(plan, kinds["col"])
         resident = tuple(kinds["row"])
         alone = not kinds["whole"] or not inner
-        if kinds["col"] and alone and fits_resident(plan, kinds["row"], inner, target):
-            return [Pass("col", (*kinds["col"], *by_row), inner, resident), *_pairs(plan, kinds["pair"])]
+        both = Pass("col", (*kinds["col"], *by_row), inner, resident)
+        if kinds["col"] and alone and _fits(plan, both, 1, target):
+            return [both, *_pairs(plan, kinds["pair"])]
         found.append(Pass("row", by_row))
     if kinds["col"]:
         found.append(Pass("col", tuple(kinds["col"]), _lacked(plan, kinds["col"])))

@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels._target import Target
+from pallas_kernels._target import MIB, Target
 from pallas_kernels.attention import _budget, _work
 from pallas_kernels.attention._axes import (
     COL,
@@ -20,7 +20,7 @@ from pallas_kernels.attention._axes import (
     LOG2E,
     ROW,
     Evaluator,
-    Flat,
+    TooLarge,
     Unsupported,
     Value,
     flatten,
@@ -80,6 +80,12 @@ class _Call:
         grid = plan.grid
         self.layout = Lanes(COL if order.order == "col" else ROW)
         self.evaluator = Evaluator(self.layout, target.exponential)
+        self.budget = _budget.budget(plan, order.order, order.outputs, order.inner, order.resident, order.group)
+        if grid.row_block * grid.col_block > _budget.ENTRIES or self.budget.total > target.vmem:
+            raise TooLarge(
+                f"tiles of {grid.row_block} x {grid.col_block} need {self.budget} of vector memory; "
+                f"{target.generation} has {target.vmem // MIB} MiB, and a tile at most {_budget.ENTRIES:,} entries"
+            )
         self.outer = [d for d in range(len(grid.outer)) if d not in order.inner]
         self.inner_sizes = tuple(grid.outer[d] for d in order.inner)
         self.sizes = {ROWS: grid.row_block, COLS: grid.col_block}
@@ -87,12 +93,9 @@ class _Call:
         # Tiles along this dimension stand next to each other in a group, which is one step.
         self.fast, self.group = (ROWS if order.order == "col" else COLS), order.group
         closed = plan.tile.jaxpr
-        self.partial = flatten(closed, order.outputs, full=False)
-        full = flatten(closed, order.outputs, full=True)
-        self.full = full if full.masks else self.partial
-        # A running scale is kept in base 2 if both variants make it so.
-        scale = [flat.jaxpr.outvars[0] in flat.base2 for flat in (self.partial, self.full)]
-        self.base2 = plan.scaled and all(scale)
+        self.flat = flatten(closed, order.outputs)
+        # A running scale is kept in base 2 if the tile function makes it so.
+        self.base2 = plan.scaled and self.flat.jaxpr.outvars[0] in self.flat.base2
 
     def _block(self, dim: int | None, whole: int) -> int:
         """Length of an axis of a tile's block."""
@@ -296,7 +299,7 @@ class _Call:
             ),
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=semantics,
-                vmem_limit_bytes=_budget.limit(plan, order.resident, order.inner, self.target),
+                vmem_limit_bytes=self.budget.limit(self.target),
             ),
             interpret=self.target.interpret,
             name=f"fold_{order.order}" + ("_scaled" if plan.scaled else ""),
@@ -304,12 +307,9 @@ class _Call:
         return {i: self._restore(i, x) for i, x in zip(order.outputs, results, strict=True)}
 
     def _used(self) -> set[int]:
-        shift = int(self.plan.scaled)
-        used: set[int] = set()
-        for flat in (self.partial, self.full):
-            read = {id(v) for e in flat.jaxpr.eqns for v in e.invars} | {id(v) for v in flat.jaxpr.outvars}
-            used |= {n - shift for n, v in enumerate(flat.jaxpr.invars) if id(v) in read and n >= shift}
-        return used
+        jaxpr, shift = self.flat.jaxpr, int(self.plan.scaled)
+        read = {id(v) for e in jaxpr.eqns for v in e.invars} | {id(v) for v in jaxpr.outvars}
+        return {n - shift for n, v in enumerate(jaxpr.invars) if id(v) in read and n >= shift}
 
     def _resident(self, output: int) -> bool:
         return output in self.order.resident
@@ -409,13 +409,12 @@ class _Call:
                 sums[n][...] = jnp.full(sums[n].shape, LOWEST if lowest else 0, sums[n].dtype)
 
         def write(which):
+            finished = self._finished(sums) if plan.scaled else [None] * len(sums)
             for n in which:
                 i = order.outputs[n]
-                data = sums[n][...]
-                if self._resident(i) and self.held_shape(i) != self.written_shape(i):
+                if self._resident(i) and self._is_column(i):
                     raise Unsupported("a resident column")
-                if len(self.places(i)[0]) == 1 and _name(self.places(i)[0][0]) == self.layout.first:
-                    data = row(data)
+                data = self._as_written(i, sums[n]) if finished[n] is None else finished[n]
                 outs[n][...] = data.astype(outs[n].dtype)
 
         if kept:
@@ -429,45 +428,53 @@ class _Call:
                 load(next(refs_left) if there else None, at) if used else Value(0, ()) for used, there, load in loads
             ]
 
-        def prepared(flat: Flat) -> dict:
+        def prepared() -> dict:
             """What is the same for every tile of the step."""
             steady = [self.fast not in spec.dims for spec in plan.inputs]
             found = [v if s else None for v, s in zip(values(step_at), steady, strict=True)]
-            return self.evaluator.prepare(flat, [None, *found] if plan.scaled else found, fold=plan.scaled)
+            return self.evaluator.prepare(self.flat, [None, *found] if plan.scaled else found, fold=plan.scaled)
 
-        def visit(flat: Flat, tile: Any, shared: dict) -> None:
+        def visit(tile: Any, shared: dict, full: bool) -> None:
             at = self._tile(step_at, tile)
             if plan.scaled:
-                self._add_scaled(flat, values(at), shared, sums)
+                self._add_scaled(values(at), shared, full, sums)
                 return
-            for n, value in enumerate(self.evaluator(flat, values(at), shared)):
+            for n, value in enumerate(self.evaluator(self.flat, values(at), shared, full)):
                 i = order.outputs[n]
                 here = sums[n].at[self._slot(i, at)] if self._resident(i) else sums[n]
                 here[...] += self.hold(value, order.outputs[n])
 
-        def visit_full() -> None:
-            shared = prepared(self.full)
-            for tile in range(self.group):
-                visit(self.full, tile, shared)
+        def visit_all(start: Any, count: int, shared: dict) -> None:
+            """Full tiles, one after another: the products of one overlap with the exponentials of another."""
+            for tile in range(count):
+                visit(start + tile, shared, True)
 
-        def visit_partial() -> None:
+        def visit_some(start: Any, count: int, shared: dict) -> None:
+            """Tiles of which not all are full, by halves."""
+            half = count // 2
+
+            @pl.loop(0, 2)
+            def _(which):
+                first = start + which * half
+                full = work.fields.full(at.entry, first, half)
+                pl.when(full)(lambda: visit_all(first, half, shared))
+                if half == 1:
+                    pl.when(work.fields.partial(at.entry, first))(lambda: visit(first, shared, False))
+                else:
+                    some = work.fields.some(at.entry, first, half)
+                    pl.when(some & ~full)(lambda: visit_some(first, half, shared))
+
+        def visit_mixed() -> None:
             if self.group == 1:
-                visit(self.partial, 0, prepared(self.partial))
-                return
-            partial, full = prepared(self.partial), prepared(self.full)
+                visit(0, prepared(), False)
+            else:
+                visit_some(0, self.group, prepared())
 
-            @pl.loop(0, self.group)
-            def _(tile):
-                pl.when(work.fields.partial(at.entry, tile))(lambda: visit(self.partial, tile, partial))
-                pl.when(work.fields.full(at.entry, tile))(lambda: visit(self.full, tile, full))
-
-        pl.when(at.entry & _work.FULL != 0)(visit_full)
-        pl.when(at.entry & _work.PARTIAL != 0)(visit_partial)
+        pl.when(at.entry & _work.FULL != 0)(lambda: visit_all(0, self.group, prepared()))
+        pl.when(at.entry & _work.PARTIAL != 0)(visit_mixed)
 
         @pl.when(at.entry & _work.LAST != 0)
         def _():
-            if plan.scaled:
-                self._finish_scaled(sums)
             write(streamed)
 
         if kept:
@@ -475,12 +482,12 @@ class _Call:
 
     # --- scaled folds
 
-    def _add_scaled(self, flat: Flat, values: list[Value], shared: dict, sums: Sequence[Any]) -> None:
+    def _add_scaled(self, values: list[Value], shared: dict, full: bool, sums: Sequence[Any]) -> None:
         """Add a tile to the sums, all at a new scale."""
         old = sums[0][...]
         named = self.sizes[ROWS] > 1
         scale = Value(old if named else old[:, :1], (ROW if named else None,), self.base2, finite=True)
-        new, *added = self.evaluator(flat, [scale, *values], shared)
+        new, *added = self.evaluator(self.flat, [scale, *values], shared, full)
         new = self.hold(new, 0)
         factor = (jnp.exp2 if self.base2 else jnp.exp)(old - new)
         sums[0][...] = new
@@ -489,20 +496,29 @@ class _Call:
             kept = (old == new).astype(factor.dtype) if math.isinf(power) else factor**power
             sums[n][...] = sums[n][...] * _fitted(kept, sums[n].shape) + self.hold(value, n)
 
-    def _finish_scaled(self, sums: Sequence[Any]) -> None:
-        """The scale as it is; sums divided by the mass, if the plan names one, at the log of the mass."""
-        plan, unit = self.plan, 1 / LOG2E if self.base2 else 1.0
-        scale = sums[0][...]
-        scale = jnp.where(scale > LOWEST, scale * jnp.asarray(unit, scale.dtype), -jnp.inf)
-        if plan.mass is not None:
-            mass = sums[1 + plan.mass][...]
-            some = mass > 0
-            whole = jnp.where(some, mass, 1)
-            scale = jnp.where(some, scale + jnp.log(whole), scale)
-            inverse = 1 / whole
-            for n, power in enumerate(plan.powers, 1):
-                sums[n][...] = sums[n][...] * _fitted(inverse**power, sums[n].shape)
-        sums[0][...] = scale
+    def _is_column(self, output: int) -> bool:
+        """Whether an output is held as a column, and written as a row."""
+        dims, _ = self.places(output)
+        return len(dims) == 1 and _name(dims[0]) == self.layout.first
+
+    def _as_written(self, output: int, held: Any) -> jax.Array:
+        return row(held[...]) if self._is_column(output) else held[...]
+
+    def _finished(self, sums: Sequence[Any]) -> list[jax.Array]:
+        """The scale as it is, and the sums; divided by the mass, if the plan names one, at the log of the mass."""
+        plan, mass = self.plan, self.plan.mass
+        found = [self._as_written(i, held) for i, held in enumerate(sums)]
+        unit = jnp.asarray(1 / LOG2E if self.base2 else 1, found[0].dtype)
+        scale = jnp.where(found[0] > LOWEST, found[0] * unit, -jnp.inf)
+        if mass is None:
+            return [scale, *found[1:]]
+        one = lambda mass: jnp.where(mass > 0, mass, 1)
+        total = found[1 + mass]
+        by_row, by_column = 1 / one(total), 1 / one(sums[1 + mass][...])
+        for n, power in enumerate(plan.powers, 1):
+            matrix = found[n].shape[0] > 1
+            found[n] = found[n] * (_fitted(by_column**power, found[n].shape) if matrix else by_row**power)
+        return [jnp.where(total > 0, scale + jnp.log(one(total)), scale), *found[1:]]
 
 
 def _fitted(factor: jax.Array, shape: tuple[int, ...]) -> jax.Array:

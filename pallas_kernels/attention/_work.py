@@ -39,13 +39,21 @@ class Fields:
         c, r, _ = self._bits()
         return col << self._start | row << (self._start + c) | inner << (self._start + c + r)
 
+    def _run(self, entry, kind: int, first, count: int):
+        """Bits of a kind (0 partial, 1 full) of some tiles of an entry's group."""
+        return (entry >> (_FLAGS + kind * self.group + first)) & ((1 << count) - 1)
+
     def partial(self, entry, tile):
         """Whether a tile of an entry's group is partial."""
-        return (entry >> (_FLAGS + tile)) & 1 != 0
+        return self._run(entry, 0, tile, 1) != 0
 
-    def full(self, entry, tile):
-        """Whether a tile of an entry's group is full."""
-        return (entry >> (_FLAGS + self.group + tile)) & 1 != 0
+    def full(self, entry, first, count: int):
+        """Whether all of some tiles of an entry's group are full."""
+        return self._run(entry, 1, first, count) == (1 << count) - 1
+
+    def some(self, entry, first, count: int):
+        """Whether any of some tiles of an entry's group is visited."""
+        return (self._run(entry, 0, first, count) | self._run(entry, 1, first, count)) != 0
 
     def unpack(self, entry) -> tuple:
         """Row, column and inner point of an entry; its flags are its lowest bits."""

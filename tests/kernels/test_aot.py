@@ -1,6 +1,8 @@
 """The kernels, compiled by the TPU's own compiler for chips that are not there: python -m pytest -m aot tests/kernels."""
 
 import functools
+import subprocess
+import sys
 from unittest import mock
 
 import jax
@@ -107,3 +109,24 @@ def test_memory_is_linear_in_length():
     print(temporary)
     assert temporary[16384] <= 100e6
     assert temporary[16384] <= 4.4 * max(temporary[4096], 20e6)
+
+
+def run_command(*arguments: str) -> subprocess.CompletedProcess:
+    """In a process of its own: the compiler reads only once where schedules are to be written."""
+    return subprocess.run([sys.executable, "-m", "attnjax.aot", *arguments], capture_output=True, text=True)
+
+
+def test_the_command():
+    done = run_command("--target", "v5p", "--queries", "2048", "--heads", "2")
+    assert done.returncode == 0, done.stderr
+    wanted = ("compiles for v5p", "temporary ", "bundles a tile of 512 x 512", "10 of 16 tiles")
+    assert all(words in done.stdout for words in wanted), done.stdout
+
+
+def test_the_command_says_what_is_wrong():
+    done = run_command("--target", "v3")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "want one of ['v4'" in done.stderr
+    done = run_command("--target", "v4", "--width", "1024", "--block-q", "1024", "--block-kv", "1024")
+    assert done.returncode == 1
+    assert "v4 has 16 MiB" in done.stdout

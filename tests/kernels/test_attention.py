@@ -136,6 +136,36 @@ def test_16_bit_inputs(dtype):
         assert_close(a, b, kind=kind)
 
 
+def test_groups_of_tiles_with_full_partial_and_empty_ones():
+    """Steps of four tiles: full at once, by halves where they are mixed, and cut off at the end."""
+    q, k, v, cotangent = jax.random.normal(jax.random.key(0), (4, 7 * 128, 1, 8))
+    hidden = jnp.arange(7 * 128) // 128 != 1  # a whole column of tiles is empty
+    mask = masks.causal() & masks.from_array(hidden[None])
+
+    def of(form):
+        function = lambda *x: attend(*x, mask=mask, implementation=form, block_sizes=BlockSizes(128, 128))
+        output, pull = jax.vjp(function, q, k, v)
+        return output, pull(cotangent)
+
+    want = of("blocks")
+    with compile_for(INTERPRETED):
+        got = of("pallas")
+    jax.tree.map(lambda a, b: assert_close(a, b, kind="derivative"), got, want)
+
+
+def test_exponentials_in_16_bits_are_asked_for():
+    """They round the difference to the greatest score to 8 bits: worse than the default, and not by more than that."""
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 256, 2, 32), jnp.bfloat16)
+    exact = attend(*(x.astype(jnp.float32) for x in (q, k, v)), implementation="dense")
+    error = {}
+    for exponential in ("float32", "bfloat16"):
+        with compile_for(Target("tpu", interpret=True, exponential=exponential)):
+            found = attend(q, k, v, implementation="pallas")
+        error[exponential] = float(jnp.sqrt(jnp.mean((found - exact) ** 2) / jnp.mean(exact**2)))
+    print(error)
+    assert error["float32"] < 0.004 < error["bfloat16"] < 0.02
+
+
 def test_the_same_bits_twice():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 256, 2, 16))
     with compile_for(INTERPRETED):
@@ -186,7 +216,7 @@ def test_vmap_is_one_more_axis_of_the_grid():
     jax.tree.map(lambda a, b: assert_close(a, b, kind="derivative"), got, want)
 
 
-X = jnp.ones((256, 2, 16))
+X = jnp.ones((2048, 2, 16))
 
 
 @pytest.mark.parametrize(
@@ -196,6 +226,11 @@ X = jnp.ones((256, 2, 16))
             {"score": scores.relative_bias(jnp.ones((2, 9)))},
             NotImplementedError,
             ["no kernel runs", "gather", "'blocks'"],
+        ),
+        (
+            {"block_sizes": BlockSizes(2048, 1024)},
+            ValueError,
+            ["tiles of 2048 x 1024 need", "windows", "v5e has 128 MiB", "1,048,576 entries", "block_sizes"],
         ),
         ({"block_sizes": BlockSizes(100, 128)}, ValueError, ["BlockSizes(q=100)", "multiples of 128"]),
     ],
@@ -213,8 +248,20 @@ def test_double_precision_is_refused():
         attend(x, x, x, implementation="pallas")
 
 
+def test_tiles_that_do_not_fit_print_the_budget():
+    x = jnp.ones((1024, 1, 1024), jnp.bfloat16)
+    sizes = BlockSizes(1024, 1024)
+    with (
+        compile_for(Target("tpu", "v4")),
+        pytest.raises(ValueError, match=r"tiles of 1024 x 1024 need .* v4 has 16 MiB"),
+    ):
+        attend(x, x, x, implementation="pallas", block_sizes=sizes)
+
+
 def test_targets_are_checked():
     with pytest.raises(ValueError, match="platform: got 'cuda'"):
         Target("cuda")
     with pytest.raises(ValueError, match=r"generation: got 'v3', want one of \['v4'"):
         Target("tpu", "v3")
+    with pytest.raises(ValueError, match="exponential: got 'float16', want 'float32' or 'bfloat16'"):
+        Target("tpu", exponential="float16")

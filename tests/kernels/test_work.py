@@ -52,3 +52,19 @@ def test_merged_lists_visit_what_any_visits():
 def test_fields_that_do_not_fit_say_so():
     assert Fields(512, 512, 512).fit
     assert not Fields(1024, 512, 512).fit
+
+
+@given(kinds=st.lists(st.integers(0, 2), min_size=14, max_size=14))
+def test_groups_say_what_each_of_their_tiles_is(kinds):
+    tiles = np.reshape(kinds, (1, 1, 2, 7))
+    work = work_list(jnp.asarray(tiles, jnp.int8), "row", 4)
+    fields, visited = work.fields, np.zeros((2, 8), int)
+    for entry in np.asarray(work.entries)[: int(work.steps)]:
+        row, group, _ = (int(x) for x in fields.unpack(entry))
+        here = np.array([2 * bool(fields.full(entry, i, 1)) + bool(fields.partial(entry, i)) for i in range(4)])
+        visited[row, 4 * group : 4 * group + 4] = here
+        assert bool(entry & FULL) == bool(fields.full(entry, 0, 4)) == (here == 2).all()
+        assert bool(entry & PARTIAL) == (here.any() and not (here == 2).all())
+        assert bool(fields.some(entry, 2, 2)) == here[2:].any()
+    np.testing.assert_array_equal(visited[:, :7], tiles[0, 0])
+    assert not visited[:, 7].any()

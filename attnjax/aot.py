@@ -129,14 +129,13 @@ def _report(given: Any, mask: Any, compiled: Any, seconds: float, folder: Path) 
     tiles = np.asarray(kinds(blocks, keys, block_kv)).reshape(-(-given.queries // block_q), -1)
     points = given.batch * given.heads
     for name, schedule in schedules.items():
-        order = "col" if "col" in name else "row"
-        group = max(n for n in (1, 2, 4) if n <= tiles.shape[1 if order == "row" else 0])
+        group = int(name.rpartition("_")[2])
         tile = schedule.tiles[0]
         print(
             f"{name}: {tile.bundles / group:.0f} bundles a tile of {block_q} x {block_kv}, matrix units need "
             f"{tile.mxu / group:.0f}; {tile.spills / group:.0f} spills a tile; {schedule.overhead} bundles a step"
         )
-        total = points * cycles(schedule, tiles, order, group)
+        total = points * cycles(name, schedule, tiles)
         if given.target in CLOCK:
             spent = total / CLOCK[given.target] / 1e6
             print(f"  {int((tiles > 0).sum())} of {tiles.size} tiles a head: {spent:.3f} ms on one core")

@@ -139,16 +139,15 @@ def ours(generation: str, length: int, width: int, exponential: str) -> dict:
     """Cycles of forward and backward, all heads, over the cores."""
     code = OURS.format(generation=generation, length=length, width=width, exponential=exponential)
     found = dumped(code, generation)
-    tiles, group = causal_tiles(length, 512, 512), min(4, length // 512)
-    spent = {
-        name: cycles(s, tiles, "col" if "col" in name else "row", group)
-        for name, s in found.items()
-        if name.startswith("fold")
-    }
+    tiles = causal_tiles(length, 512, 512)
+    passes = {name: schedule for name, schedule in found.items() if name.startswith("fold")}
+    spent = {name: cycles(name, schedule, tiles) for name, schedule in passes.items()}
     scale = HEADS / CORES.get(generation, 1)
-    spills = {name: max(t.spills for t in found[name].tiles) for name in spent}
-    tile = {name: round(found[name].tiles[0].cycles / group) for name in spent}
-    forward = spent.pop("fold_row_scaled")
+    straight = {name: schedule.tiles[0] for name, schedule in passes.items()}
+    group = {name: int(name.rpartition("_")[2]) for name in passes}
+    spills = {name: round(straight[name].spills / group[name]) for name in passes}
+    tile = {name: round(straight[name].cycles / group[name]) for name in passes}
+    forward = sum(spent.pop(name) for name in list(spent) if "scaled" in name)
     return {
         "forward": scale * forward,
         "backward": scale * sum(spent.values()),
@@ -189,7 +188,7 @@ def main(config: Config) -> list[dict]:
                 for name in ("forward", "backward"):
                     row |= {f"{name} Mcycles": own[name] / 1e6, f"{name} splash": other[name] / 1e6}
                     row |= {f"{name} ratio": own[name] / other[name]}
-                rows.append(row | {"cycles a 512 x 512 tile": own["cycles a tile"], "spills": own["spills"]})
+                rows.append(row | {"cycles a 512 x 512 tile": own["cycles a tile"], "spills a tile": own["spills"]})
                 print(json.dumps(rows[-1]), flush=True)
     if config.out:
         versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}

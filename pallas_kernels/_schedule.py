@@ -119,12 +119,13 @@ def read(bundle_file: Path, use_file: Path, generation: str) -> Schedule:
             if target is None:
                 continue
             if target <= i:
-                loops.append((target, min(i + 5, len(bundles))))
+                loops.append((target, i + 1))
             else:
                 skips.append((i + 5, target))
     if not loops:
         raise ValueError(f"{bundle_file.name}: no loop over a grid")
     loop = max(loops, key=lambda span: span[1] - span[0])
+    loop = loop[0], min(loop[1] + 4, len(bundles))  # four bundles after a branch always run
     skipped = {s for s in skips if loop[0] <= s[0] and s[1] <= loop[1] and s[1] > s[0]}
     body = max(_outermost(list(skipped)), key=lambda span: span[1] - span[0])
     repeated = {s for s in loops if body[0] <= s[0] and s[1] <= body[1]}
@@ -147,10 +148,10 @@ def read(bundle_file: Path, use_file: Path, generation: str) -> Schedule:
 
 
 def _outermost(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Those that lie in no other one."""
+    """Those that lie in no other one; a loop may reach a few bundles beyond the region around it."""
     found: list[tuple[int, int]] = []
     for span in sorted(spans, key=lambda s: (s[0], -s[1])):
-        if not found or span[1] > found[-1][1]:
+        if not found or span[0] >= found[-1][1]:
             found.append(span)
     return found
 
@@ -179,15 +180,18 @@ def dump_flags(folder: str) -> str:
     return f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
 
 
-def cycles(schedule: Schedule, tiles: np.ndarray, order: str, group: int) -> float:
+def cycles(name: str, schedule: Schedule, tiles: np.ndarray) -> float:
     """Cycles of a pass of ``pallas_kernels.attention`` over one point of its grid.
 
     Args:
+        name: Of the kernel: "fold_", "scaled_" of a scaled fold, the order, "_by_", the tiles in a step.
         schedule: Of the pass.
         tiles: Kinds of tiles `[rows, cols]`: 0 empty, 1 partial, 2 full.
-        order: "row" or "col".
-        group: Tiles that make a step.
     """
+    found = re.fullmatch(r"fold_(?:scaled_)?(\w+)_by_(\d+)", name)
+    if not found:
+        raise ValueError(f"{name!r} is no kernel of a pass")
+    order, group = found[1], int(found[2])
     kinds = tiles if order == "row" else tiles.T
     after = -kinds.shape[1] % group
     groups = np.pad(kinds, [(0, 0), (0, after)]).reshape(-1, group)

@@ -1,13 +1,22 @@
 """Folds by the kernels of ``pallas_kernels``; what they do not run is streamed, or refused where it was asked for."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from attnjax.attention import _forms
+from attnjax.attention._fold import fold_p
+from attnjax.attention._problem import Problem
 from attnjax.attention._tiles import Plan
 from pallas_kernels import Target, current
-from pallas_kernels.attention import TooLarge, Unsupported, fold
+from pallas_kernels.attention import TooLarge, Unsupported, check, fold
+
+LANES = 128
+"""Tiles are multiples of it, or as long as the arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,4 +53,48 @@ class Fused:
         return self
 
 
-__all__ = ["Fused", "current"]
+def refusal(request: Any, block_q: int, block_kv: int, target: Target) -> str | None:
+    """Why no kernel runs a call in these tiles, or None; found by tracing it once for each shape.
+
+    Raises:
+        ValueError: kernels were asked for by name, and it is the tiles that will not do.
+    """
+    lengths = {"q": (block_q, request.q.shape[-3]), "kv": (block_kv, request.k.shape[-3])}
+    for name, (block, length) in lengths.items():
+        if block % LANES and block != length and not target.interpret:
+            return _tiles_refused(request, f"BlockSizes({name}={block}) is no multiple of {LANES}")
+    parts = (request.q, request.k, request.v, request.mask, request.score, request.normalizer, request.scale)
+    leaves, structure = jax.tree.flatten((*parts, request.stats))
+    shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves)
+    error = _refusal(structure, shapes, block_q, block_kv, target)
+    if isinstance(error, TooLarge):
+        return _tiles_refused(request, f"{error}; choose smaller ones by block_sizes")
+    return None if error is None else f"no kernel runs {error}; use implementation='blocks'"
+
+
+def _tiles_refused(request: Any, why: str) -> str:
+    if request.implementation == "pallas":
+        raise ValueError(f"implementation='pallas': {why}")
+    return why
+
+
+@functools.lru_cache(maxsize=256)
+def _refusal(structure: Any, shapes: tuple, block_q: int, block_kv: int, target: Target) -> Exception | None:
+    def sums(*leaves):
+        q, k, v, mask, score, normalizer, scale, stats = jax.tree.unflatten(structure, leaves)
+        parts = {"mask": mask, "score": score, "normalizer": normalizer, "scale": scale, "stats": stats}
+        problem = Problem(q, k, v, **parts, block_q=block_q, block_kv=block_kv)
+        if normalizer.counts:
+            problem.add_count(_forms.visible_count(problem, True))
+        return _forms.Streamed(problem, True).sums()
+
+    equation = [e for e in jax.make_jaxpr(sums)(*shapes).eqns if e.primitive is fold_p][-1]
+    kinds, *arrays = (jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars)
+    try:
+        check(equation.params["plan"], kinds, arrays, target)
+    except (Unsupported, TooLarge) as error:
+        return error
+    return None
+
+
+__all__ = ["Fused", "current", "refusal"]

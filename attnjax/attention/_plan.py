@@ -104,7 +104,8 @@ def refusal(request: Request, form: str) -> str | None:
 def _pallas_refusal(request: Request) -> str | None:
     from pallas_kernels import current
 
-    if current() is None:
+    target = current()
+    if target is None:
         return (
             f"it needs a TPU and this is {jax.default_backend()}; use implementation='blocks', the same algorithm in "
             "XLA, or run the kernels interpreted: with pallas_kernels.compile_for(Target('tpu', interpret=True))"
@@ -115,7 +116,11 @@ def _pallas_refusal(request: Request) -> str | None:
         )
     if isinstance(request.normalizer, Monoid):
         return "a normalizer made by from_monoid() has no kernel; use implementation='blocks'"
-    return refusal(request, "blocks")
+    if (why := refusal(request, "blocks")) is not None:
+        return why
+    from attnjax.attention import _pallas
+
+    return _pallas.refusal(request, *_tiles_of(request, "pallas"), target)
 
 
 def choose(request: Request) -> Choice:
@@ -155,27 +160,29 @@ def _with_tiles(request: Request, form: str, reasons: tuple[str, ...]) -> Choice
     queries, keys = request.q.shape[-3], request.k.shape[-3]
     if form == "dense":
         return Choice(form, queries, keys, True, reasons)
-    given = request.block_sizes or BlockSizes()
-    block_q, block_kv = (given.q, given.kv) if given.q and given.kv else default_tiles(request, form)
-    block_q = min(given.q or block_q, queries)
-    block_kv = keys if form == "rows" else min(given.kv or block_kv, keys)
+    block_q, block_kv = _tiles_of(request, form)
     executor: Executor | None = None
     if form == "cudnn":  # the kernel takes whole arrays; the blocks are those of the streamed derivatives
         executor = _cudnn.fused(request)
         block_q, block_kv = _divisor(queries, block_q), _divisor(keys, block_kv)
     if form == "pallas":
-        executor = _pallas(block_q, queries, block_kv, keys)
+        executor = _pallas_executor()
     return Choice(form, block_q, block_kv, jax.default_backend() != "cpu", reasons, executor)
 
 
-def _pallas(block_q: int, queries: int, block_kv: int, keys: int) -> Executor:
+def _tiles_of(request: Request, form: str) -> tuple[int, int]:
+    """Tile sizes: as given, else by default."""
+    queries, keys = request.q.shape[-3], request.k.shape[-3]
+    given = request.block_sizes or BlockSizes()
+    block_q, block_kv = (given.q, given.kv) if given.q and given.kv else default_tiles(request, form)
+    return min(given.q or block_q, queries), keys if form == "rows" else min(given.kv or block_kv, keys)
+
+
+def _pallas_executor() -> Executor:
     from attnjax.attention._pallas import Fused, current
 
     target = current()
     assert target is not None
-    for name, block, length in (("q", block_q, queries), ("kv", block_kv, keys)):
-        if block % LANES and block != length and not target.interpret:
-            raise ValueError(f"BlockSizes({name}={block}): implementation='pallas' takes multiples of {LANES}")
     return Fused(target)
 
 

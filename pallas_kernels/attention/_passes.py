@@ -29,6 +29,10 @@ class Pass:
     resident: tuple[int, ...] = ()
     group: int = 1
 
+    def name(self, scaled: bool) -> str:
+        """The kernel's, in which ``pallas_kernels._schedule`` reads order and group."""
+        return f"fold_{'scaled_' if scaled else ''}{self.order}_by_{self.group}"
+
 
 GROUPS = (4, 2, 1)
 """Tiles in a step: more of them share the step's cost, and one's products overlap with another's exponentials."""

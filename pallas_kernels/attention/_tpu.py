@@ -302,7 +302,7 @@ class _Call:
                 vmem_limit_bytes=self.budget.limit(self.target),
             ),
             interpret=self.target.interpret,
-            name=f"fold_{order.order}" + ("_scaled" if plan.scaled else ""),
+            name=order.name(plan.scaled),
         )(work.entries, *operands)
         return {i: self._restore(i, x) for i, x in zip(order.outputs, results, strict=True)}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from attnjax import BlockSizes, attend, masks, scores
+from attnjax import BlockSizes, attend, explain, masks, scores
 from attnjax.attention import _pallas
 from pallas_kernels import Target, compile_for
 from tests.attention.cases import CASES
@@ -232,13 +232,24 @@ X = jnp.ones((2048, 2, 16))
             ValueError,
             ["tiles of 2048 x 1024 need", "windows", "v5e has 128 MiB", "1,048,576 entries", "block_sizes"],
         ),
-        ({"block_sizes": BlockSizes(100, 128)}, ValueError, ["BlockSizes(q=100)", "multiples of 128"]),
+        ({"block_sizes": BlockSizes(100, 128)}, ValueError, ["BlockSizes(q=100)", "no multiple of 128"]),
     ],
 )
 def test_message(arguments, kind, words):
     with pytest.raises(kind) as caught, compile_for(Target("tpu")):
         attend(X, X, X, implementation="pallas", **arguments)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_auto_on_a_tpu_takes_the_kernels_that_there_are():
+    with compile_for(Target("tpu")):
+        plain = explain(X, X, X, mask=masks.causal())
+        table = explain(X, X, X, score=scores.relative_bias(jnp.ones((2, 9))))
+        odd = explain(X, X, X, block_sizes=BlockSizes(100, 100))
+    assert plain.implementation == "pallas"
+    assert (table.implementation, odd.implementation) == ("blocks", "blocks")
+    assert "pallas: BlockSizes(q=100) is no multiple of 128" in odd.reasons
+    assert "pallas: no kernel runs the operation 'gather' on blocks; use implementation='blocks'" in table.reasons
 
 
 @pytest.mark.usefixtures("x64")

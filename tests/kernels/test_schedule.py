@@ -70,10 +70,13 @@ def test_cycles_of_groups():
     halves = Region(2, 0.0, 0, (pair, singles), repeats=True)
     schedule = Schedule(100, (Region(10, 0.0, 0), Region(16, 1.0, 0), Region(3, 0.0, 0, (halves,)), Region(20, 0.0, 0)))
     full = np.full((1, 4), 2)
-    assert cycles(schedule, full, "row", 4) == 100 + 16 + 10 + 20
+    assert cycles("fold_scaled_row_by_4", schedule, full) == 100 + 16 + 10 + 20
     mixed = np.array([[2, 2, 1, 0]])
-    assert cycles(schedule, mixed, "row", 4) == 100 + (3 + 2 * 2 + 9 + 2 * 1 + 7) + 30
-    assert cycles(schedule, mixed.T, "col", 4) == cycles(schedule, mixed, "row", 4)
+    assert cycles("fold_scaled_row_by_4", schedule, mixed) == 100 + (3 + 2 * 2 + 9 + 2 * 1 + 7) + 30
+    assert cycles("fold_col_by_4", schedule, mixed.T) == cycles("fold_row_by_4", schedule, mixed)
+
+    with pytest.raises(ValueError, match="'splash' is no kernel of a pass"):
+        cycles("splash", schedule, mixed)
 
 
 def test_causal_tiles():

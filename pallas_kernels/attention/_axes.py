@@ -19,11 +19,14 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend import core
 
 ROW, COL, FEATURE = "row", "col", "feature"
 Axes = tuple[str | None, ...]
 LOG2E = math.log2(math.e)
+TABLE = 1024
+"""Numbers in a table that is looked up at every entry of a block, at most: it costs a pass over the block for each."""
 
 
 class Unsupported(NotImplementedError):
@@ -432,6 +435,8 @@ class Evaluator:
             return _reshape(values[0], equation.invars[0].aval.shape, shape)
         if name == "transpose":
             return self._transpose(values[0], [int(i) for i in params["permutation"]])
+        if name in ("gather", "scatter-add"):
+            return self._table(name, values, params, [v.aval for v in equation.invars], dtype)
         if name == "dynamic_slice":
             return self._slice(values, equation.invars[0].aval, params["slice_sizes"])
         if name == "dynamic_update_slice":
@@ -536,6 +541,47 @@ class Evaluator:
                 value = self._convert(value, aval.dtype)
             shape[axis] = 1
         return value
+
+    def _table(self, name: str, values: list[Value], params: dict, avals: list, dtype: Any) -> Value:
+        """A table of features looked up at every entry of a block, or added to: entry by entry of the table."""
+        table, places, *rest = values
+        size = avals[0].shape[0] if avals[0].ndim == 1 else 0
+        numbers = params["dimension_numbers"]
+        if name == "gather":
+            plain = not numbers.offset_dims and tuple(params["slice_sizes"]) == (1,)
+        else:
+            plain = not numbers.update_window_dims
+        inside = "PROMISE" in str(params["mode"]) or "CLIP" in str(params["mode"])
+        if not (plain and inside and 0 < size <= TABLE and avals[1].shape[-1] == 1):
+            raise Unsupported(f"the operation {name!r} on blocks, but for tables of at most {TABLE} numbers")
+        shape = avals[1].shape[:-1]
+        index = dataclasses.replace(places, axes=places.axes[:-1])
+        entries = self.layout.index(size)
+        row = table.data if not table.known and table.data.shape == entries.shape else _array(table.data, dtype)
+        row = jnp.broadcast_to(row, entries.shape)
+
+        def here(entry):
+            return self.elementwise(lambda i: jnp.clip(i, 0, size - 1) == entry, [index], shape, jnp.int32)
+
+        if name == "gather":
+
+            def look(entry, found):
+                value = jnp.sum(jnp.where(entries == entry, row, jnp.zeros((), row.dtype)), axis=1, keepdims=True)
+                return jnp.where(here(entry).data, value, found)
+
+            like = here(0)
+            return Value(lax.fori_loop(0, size, look, jnp.zeros(like.data.shape, dtype)), like.axes)
+        (added,) = rest
+        block = jax.ShapeDtypeStruct(shape, dtype)
+
+        def add(entry, found):
+            part = self.elementwise(
+                lambda h, x: jnp.where(h, x, jnp.zeros((), x.dtype)), [here(entry), added], shape, dtype
+            )
+            total = self._reduce("sum", part, tuple(range(len(shape))), block).data
+            return found + jnp.where(entries == entry, total, jnp.zeros((), dtype))
+
+        return Value(lax.fori_loop(0, size, add, row), (FEATURE,))
 
     def _convert_bool(self, value: Value) -> Value:
         boolean = not value.known and value.data.dtype == jnp.bool_

@@ -93,6 +93,15 @@ def test_scores_with_gradients_and_lengths_that_no_tile_divides_compile(generati
     compiled(generation, jax.grad(loss, (0, 1, 2, 3)), q, k, k, slopes, ids)
 
 
+def test_a_table_of_relative_positions_compiles():
+    def loss(q, k, v, table):
+        score = scores.dot_product() >> scores.relative_bias(table)
+        return attend(q, k, v, score=score, implementation="pallas").astype(jnp.float32).sum()
+
+    q = jax.ShapeDtypeStruct((1024, 2, 64), jnp.bfloat16)
+    compiled("v6e", jax.grad(loss, (0, 1, 2, 3)), q, q, q, jax.ShapeDtypeStruct((2, 65), jnp.float32))
+
+
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_tangents_compile(generation):
     q, k, v = arrays(1024, 2, 2, 128)

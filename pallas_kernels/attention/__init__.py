@@ -2,5 +2,5 @@
 
 from pallas_kernels.attention._api import check as check
 from pallas_kernels.attention._api import fold as fold
-from pallas_kernels.attention._axes import TooLarge as TooLarge
-from pallas_kernels.attention._axes import Unsupported as Unsupported
+from pallas_kernels.attention._flat import TooLarge as TooLarge
+from pallas_kernels.attention._flat import Unsupported as Unsupported

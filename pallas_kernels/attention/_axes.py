@@ -4,11 +4,8 @@ A fold's tile function is a jaxpr over blocks. Inside a kernel each of its value
 there (queries, keys, or features; everything else is the same along an axis, or of size one), so it fits one matrix.
 `evaluate` walks the jaxpr and keeps, for every value, the names of its axes and a matrix laid out by a `Layout`.
 
-Two things are changed on the way, neither of them in what is computed:
-
-- Exponentials are taken in base 2. Where a value's only way leads to `exp`, it is kept as a multiple of ln 2 from the
-  multiplication that makes it (the scale of the dot product, as a rule), which costs nothing.
-- A product with one operand in a 16-bit type takes the other one in that type too; sums stay float32.
+Two things are changed on the way: exponentials are taken in base 2 (see `_flat`), and a product with one operand in a
+16-bit type takes the other one in that type too, while sums stay float32.
 """
 
 import dataclasses
@@ -22,19 +19,13 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
+from pallas_kernels.attention._flat import HOMOGENEOUS, VISIBLE, Flat, Unsupported, is_scalar
+
 ROW, COL, FEATURE = "row", "col", "feature"
 Axes = tuple[str | None, ...]
 LOG2E = math.log2(math.e)
 TABLE = 1024
 """Numbers in a table that is looked up at every entry of a block, at most: it costs a pass over the block for each."""
-
-
-class Unsupported(NotImplementedError):
-    """A tile function, or a plan, that no kernel here runs."""
-
-
-class TooLarge(ValueError):
-    """Tiles that do not fit the chip."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,168 +76,6 @@ class Layout(Protocol):
     def index(self, size: int) -> Any:
         """Positions along an axis of features."""
         ...
-
-
-# --- flattening -------------------------------------------------------------------------------------------------------
-
-CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
-CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
-IDENTITIES = {
-    "reshard",
-    "sharding_constraint",
-    "mesh_cast",
-    "pvary",
-    "pcast",
-    "name",
-    "optimization_barrier",
-    "copy",
-    "copy_p",
-}
-VISIBLE = "attnjax_visible"
-"""Name of the identity around a tile's visibility, which is True all over a full tile."""
-
-
-def _inner(equation: Any) -> tuple[Any, Sequence] | None:
-    """The jaxpr that an equation calls, and its constants."""
-    name = equation.primitive.name
-    if name in CALLS:
-        found = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-    elif name in CUSTOM:
-        found = equation.params.get("call_jaxpr", equation.params.get("fun_jaxpr"))
-    else:
-        return None
-    return (found.jaxpr, found.consts) if hasattr(found, "consts") else (found, ())
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Flat:
-    """A tile function without calls.
-
-    Attributes:
-        jaxpr: its equations.
-        consts: its constants.
-        base2: variables kept as multiples of ln 2.
-        scaled: products of matrices whose only use is a multiplication by a number on the way to an exponential: from
-            the product's variable to the number, and to the variable of the result.
-    """
-
-    jaxpr: Any
-    consts: tuple
-    base2: frozenset
-    scaled: dict
-
-
-def flatten(closed: Any, outputs: Sequence[int]) -> Flat:
-    """The equations that some outputs need, calls inlined.
-
-    Args:
-        closed: a closed jaxpr.
-        outputs: which of its outputs.
-
-    Returns:
-        The flat function. Outputs lack their last conversion to a narrower type: they are still to be added up.
-    """
-
-    def walk(jaxpr, consts, arguments):
-        values = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, arguments, strict=True))
-        read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
-        for equation in jaxpr.eqns:
-            operands = [read(a) for a in equation.invars]
-            inner = _inner(equation)
-            if equation.primitive.name in IDENTITIES:
-                found = operands
-            elif inner is not None:
-                found = walk(*inner, operands)
-            else:
-                params = equation.primitive.get_bind_params(equation.params)
-                found = equation.primitive.bind(*operands, **params)
-                found = found if equation.primitive.multiple_results else [found]
-            values |= dict(zip(equation.outvars, found, strict=True))
-        return [read(v) for v in jaxpr.outvars]
-
-    def function(*arguments):
-        found = walk(closed.jaxpr, closed.consts, arguments)
-        return [found[i] for i in outputs]
-
-    traced = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals))
-    jaxpr = traced.jaxpr
-    makers = {v: e for e in jaxpr.eqns for v in e.outvars}
-    outs = [_wide(v, makers) for v in jaxpr.outvars]
-    needed, kept = {v for v in outs if not isinstance(v, core.Literal)}, []
-    for equation in reversed(jaxpr.eqns):
-        if not needed.isdisjoint(equation.outvars):
-            kept.append(equation)
-            needed |= {v for v in equation.invars if not isinstance(v, core.Literal)}
-    jaxpr = jaxpr.replace(eqns=kept[::-1], outvars=outs)
-    base2 = _kept_in_base_2(jaxpr)
-    return Flat(jaxpr, tuple(traced.consts), base2, _scaled_products(jaxpr, base2))
-
-
-def _wide(variable: Any, makers: dict) -> Any:
-    """What a variable was before it was converted to a narrower float."""
-    maker = makers.get(variable) if not isinstance(variable, core.Literal) else None
-    if maker is None or maker.primitive.name != "convert_element_type":
-        return variable
-    (source,) = maker.invars
-    before, after = (v.aval.dtype for v in (source, variable))  # pyright: ignore[reportAttributeAccessIssue]
-    floats = jnp.issubdtype(before, jnp.floating) and jnp.issubdtype(after, jnp.floating)
-    narrower = floats and jnp.finfo(after).bits < jnp.finfo(before).bits
-    return _wide(source, makers) if narrower else variable
-
-
-# --- base 2 -----------------------------------------------------------------------------------------------------------
-
-HOMOGENEOUS = {
-    "max", "min", "sub", "add", "add_any", "neg", "select_n", "reduce_max", "reduce_min", "broadcast_in_dim",
-    "reshape", "squeeze", "expand_dims", "stop_gradient", "copy", "copy_p", "transpose",
-}  # fmt: skip
-"""Functions with f(a x, a y) = a f(x, y) for a > 0."""
-
-
-def _is_matrix(atom: Any) -> bool:
-    return sum(n > 1 for n in atom.aval.shape) > 1
-
-
-def _is_scalar(atom: Any) -> bool:
-    return all(n == 1 for n in atom.aval.shape)
-
-
-def _is_float(atom: Any) -> bool:
-    return jnp.issubdtype(atom.aval.dtype, jnp.floating)
-
-
-def _kept_in_base_2(jaxpr: Any) -> frozenset:
-    """Variables that lead to an exponential, and, where they are matrices, to nothing that needs them as they are."""
-    wanted: set[Any] = set()
-    plain = {v for v in jaxpr.outvars if not isinstance(v, core.Literal) and _is_matrix(v)}
-    for equation in reversed(jaxpr.eqns):
-        wanted -= plain
-        name = equation.primitive.name
-        operands = [v for v in equation.invars if not isinstance(v, core.Literal) and _is_float(v)]
-        if name == "exp":
-            wanted |= set(operands)
-        elif name in HOMOGENEOUS and not wanted.isdisjoint(equation.outvars):
-            wanted |= set(operands)
-        else:
-            plain |= {v for v in operands if _is_matrix(v)}
-    return frozenset(wanted - plain)
-
-
-def _scaled_products(jaxpr: Any, base2: frozenset) -> dict:
-    """See ``Flat.scaled``."""
-    uses: dict[Any, int] = {}
-    for atom in (*(a for e in jaxpr.eqns for a in e.invars), *jaxpr.outvars):
-        if not isinstance(atom, core.Literal):
-            uses[atom] = uses.get(atom, 0) + 1
-    products = {e.outvars[0] for e in jaxpr.eqns if e.primitive.name == "dot_general"}
-    found = {}
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "mul" and equation.outvars[0] in base2:
-            for product, number in (equation.invars, equation.invars[::-1]):
-                if _is_scalar(number) and not isinstance(product, core.Literal):
-                    if product in products and uses[product] == 1:
-                        found[product] = number, equation.outvars[0]
-    return found
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
@@ -385,7 +214,7 @@ class Evaluator:
             raise Unsupported(f"{name!r}")
         if kept and name in HOMOGENEOUS:
             values = [self.binary(v) for v in values]
-        elif kept and name in ("mul", "div") and any(_is_scalar(a) for a in equation.invars):
+        elif kept and name in ("mul", "div") and any(is_scalar(a) for a in equation.invars):
             values = self._scaled(equation, values)
         elif name == "exp" and values[0].base2 and not values[0].known:
             if self.exponential == "float32" or len(self.held(values[0])) < 2:
@@ -401,14 +230,14 @@ class Evaluator:
             found = dataclasses.replace(found, finite=True)
         if not kept:
             return dataclasses.replace(found, base2=False)
-        if name in HOMOGENEOUS or name in ("mul", "div") and any(_is_scalar(a) for a in equation.invars):
+        if name in HOMOGENEOUS or name in ("mul", "div") and any(is_scalar(a) for a in equation.invars):
             return dataclasses.replace(found, base2=True, narrow=None)
         return self.binary(found)
 
     def _scaled(self, equation: Any, values: list[Value]) -> list[Value]:
         """Operands of a product with a number, that number (or the dividend) times log2(e)."""
         values = [self.natural(v) for v in values]
-        scalars = [i for i, a in enumerate(equation.invars) if _is_scalar(a)]
+        scalars = [i for i, a in enumerate(equation.invars) if is_scalar(a)]
         one = scalars[0] if equation.primitive.name == "mul" else 0
         return [self.times(v, LOG2E, False) if i == one else v for i, v in enumerate(values)]
 

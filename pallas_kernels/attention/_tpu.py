@@ -14,17 +14,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels._target import MIB, Target
 from pallas_kernels.attention import _budget, _work
-from pallas_kernels.attention._axes import (
-    COL,
-    FEATURE,
-    LOG2E,
-    ROW,
-    Evaluator,
-    TooLarge,
-    Unsupported,
-    Value,
-    flatten,
-)
+from pallas_kernels.attention._axes import COL, FEATURE, LOG2E, ROW, Evaluator, Value
+from pallas_kernels.attention._flat import TooLarge, Unsupported, flatten
 from pallas_kernels.attention._lanes import LANES, Lanes, row, widen
 from pallas_kernels.attention._passes import Pass, passes
 from pallas_kernels.attention._plan import COLS, ROWS, Plan

@@ -107,8 +107,9 @@ def _pallas_refusal(request: Request) -> str | None:
     target = current()
     if target is None:
         return (
-            f"it needs a TPU and this is {jax.default_backend()}; use implementation='blocks', the same algorithm in "
-            "XLA, or run the kernels interpreted: with pallas_kernels.compile_for(Target('tpu', interpret=True))"
+            f"it needs a TPU v4 or newer and this is {jax.devices()[0].device_kind}; use implementation='blocks', the "
+            "same algorithm in XLA, or run the kernels interpreted: "
+            "with pallas_kernels.compile_for(Target('tpu', interpret=True))"
         )
     if request.q.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
         return (

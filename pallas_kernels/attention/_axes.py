@@ -2,7 +2,7 @@
 
 A fold's tile function is a jaxpr over blocks. Inside a kernel each of its values has at most two axes that are really
 there (queries, keys, or features; everything else is the same along an axis, or of size one), so it fits one matrix.
-`evaluate` walks the jaxpr and keeps, for every value, the names of its axes and a matrix laid out by a `Layout`.
+`Evaluator` walks the jaxpr and keeps, for every value, the names of its axes and a matrix laid out by a `Layout`.
 
 Two things are changed on the way: exponentials are taken in base 2 (see `_flat`), and a product with one operand in a
 16-bit type takes the other one in that type too, while sums stay float32.
@@ -81,8 +81,8 @@ class Layout(Protocol):
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 ELEMENTWISE = {
-    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "ceil", "clamp", "copy",
-    "copy_p", "cos", "cosh", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt",
+    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "ceil", "clamp",
+    "cos", "cosh", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt",
     "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter",
     "not", "or", "population_count", "pow", "rem", "round", "rsqrt", "select_n", "shift_left", "shift_right_arithmetic",
     "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "xor",
@@ -325,11 +325,9 @@ class Evaluator:
         """A product of anything but two matrices: multiply, then add up."""
         (over_x, over_y), (batch_x, batch_y), (free_x, free_y) = over, batch, free
         wide = jnp.promote_types(dtype, jnp.float32)
-        lead, mid = len(batch_x), len(batch_x) + len(free_x)
-        rank = mid + len(free_y) + len(over_x)
+        rank = len(batch_x) + len(free_x) + len(free_y) + len(over_x)
         where_x = [*batch_x, *free_x, *([None] * len(free_y)), *over_x]
         where_y = [*batch_y, *([None] * len(free_x)), *free_y, *over_y]
-        del lead
         shape = tuple(
             avals[0].shape[i] if i is not None else avals[1].shape[j] for i, j in zip(where_x, where_y, strict=True)
         )
@@ -410,7 +408,7 @@ class Evaluator:
             total = self._reduce("sum", part, tuple(range(len(shape))), block).data
             return found + jnp.where(entries == entry, total, jnp.zeros((), dtype))
 
-        return Value(lax.fori_loop(0, size, add, row), (FEATURE,))
+        return Value(lax.fori_loop(0, size, add, row), (FEATURE if size > 1 else None,))
 
     def _convert_bool(self, value: Value) -> Value:
         boolean = not value.known and value.data.dtype == jnp.bool_
@@ -488,38 +486,21 @@ def _never_equal(x: Value, y: Value) -> bool:
 
 
 def _folded(name: str, values: list[Value]) -> Value | None:
-    """The result where a known operand decides it."""
-    known = [v.known for v in values]
-    if name == "select_n":
-        return values[1 + int(values[0].data)] if known[0] and values[0].data in (True, False, 0, 1) else None
-    if (
-        name == "not"
-        or not any(known)
-        or not all(v.data in (True, False) for v, k in zip(values, known, strict=True) if k)
-    ):
-        return dataclasses.replace(values[0], data=not values[0].data) if name == "not" and known[0] else None
-    if any(not k and v.data.dtype != jnp.bool_ for v, k in zip(values, known, strict=True)):
-        return None
-    (at, fixed) = next((i, v) for i, v in enumerate(values) if v.known)
-    other = values[1 - at]
-    return other if bool(fixed.data) == (name == "and") else fixed
+    """The result where a known truth value decides it."""
+    first = values[0]
+    if name in ("select_n", "not"):
+        if not first.known or first.data not in (True, False):
+            return None
+        return values[1 + int(first.data)] if name == "select_n" else dataclasses.replace(first, data=not first.data)
+    for fixed, other in (values, values[::-1]):
+        if fixed.known and isinstance(fixed.data, (bool, np.bool_)):
+            return other if bool(fixed.data) == (name == "and") else fixed
+    return None
 
 
 def _reshape(value: Value, old: tuple, new: tuple) -> Value:
-    """Axes of size one come and go."""
+    """Axes of size one, which have no name, come and go."""
     if [n for n in old if n != 1] != [n for n in new if n != 1]:
         raise Unsupported(f"a reshape of a block from {old} to {new}")
-    # An axis of size one may have a name, where a block is of size one: it goes to the first place that is free.
-    names = [(n, a) for n, a in zip(old, value.axes, strict=True)]
-    axes: list[str | None] = []
-    for n in new:
-        if names and names[0][0] == n:
-            axes.append(names.pop(0)[1])
-            continue
-        while names and names[0][0] == 1 and n != 1:
-            if names.pop(0)[1] is not None:
-                raise Unsupported("a reshape that moves an axis of size one")
-        axes.append(names.pop(0)[1] if names and names[0][0] == n else None)
-    if any(a is not None for _, a in names):
-        raise Unsupported("a reshape that drops a named axis")
-    return dataclasses.replace(value, axes=tuple(axes))
+    names = iter([name for n, name in zip(old, value.axes, strict=True) if n != 1])
+    return dataclasses.replace(value, axes=tuple(None if n == 1 else next(names) for n in new))

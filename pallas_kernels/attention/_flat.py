@@ -120,7 +120,7 @@ def _wide(variable: Any, makers: dict) -> Any:
 
 HOMOGENEOUS = {
     "max", "min", "sub", "add", "add_any", "neg", "select_n", "reduce_max", "reduce_min", "broadcast_in_dim",
-    "reshape", "squeeze", "expand_dims", "stop_gradient", "copy", "copy_p", "transpose",
+    "reshape", "squeeze", "expand_dims", "stop_gradient", "transpose",
 }  # fmt: skip
 """Functions with f(a x, a y) = a f(x, y) for a > 0."""
 

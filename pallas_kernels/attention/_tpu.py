@@ -83,8 +83,7 @@ class _Call:
         self.counts = {ROWS: grid.rows, COLS: grid.cols}
         # Tiles along this dimension stand next to each other in a group, which is one step.
         self.fast, self.group = (ROWS if order.order == "col" else COLS), order.group
-        closed = plan.tile.jaxpr
-        self.flat = flatten(closed, order.outputs)
+        self.flat = flatten(plan.tile.jaxpr, order.outputs)
         # A running scale is kept in base 2 if the tile function makes it so.
         self.base2 = plan.scaled and self.flat.jaxpr.outvars[0] in self.flat.base2
 
@@ -403,8 +402,6 @@ class _Call:
             finished = self._finished(sums) if plan.scaled else [None] * len(sums)
             for n in which:
                 i = order.outputs[n]
-                if self._resident(i) and self._is_column(i):
-                    raise Unsupported("a resident column")
                 data = self._as_written(i, sums[n]) if finished[n] is None else finished[n]
                 outs[n][...] = data.astype(outs[n].dtype)
 

@@ -84,7 +84,12 @@ class WorkList:
 
 def merge(tiles: jax.Array) -> jax.Array:
     """Tiles ``[L, ...]`` of several lists as those of one ``[1, ...]``: empty or full only where all are."""
-    return jnp.where(tiles.max(0) == 0, 0, jnp.where(tiles.min(0) == 2, 2, 1))[None].astype(tiles.dtype)
+    return _together(tiles, 0)[None].astype(tiles.dtype)
+
+
+def _together(tiles: jax.Array, axis: int) -> jax.Array:
+    """The kind of all tiles along an axis as one."""
+    return jnp.where(tiles.max(axis) == 0, 0, jnp.where(tiles.min(axis) == 2, 2, 1))
 
 
 def work_list(tiles: jax.Array, order: str, group: int = 1) -> WorkList:
@@ -139,9 +144,8 @@ def _grouped(tiles: jax.Array, axis: int, group: int) -> tuple[jax.Array, jax.Ar
     tiles = tiles.reshape(*tiles.shape[:axis], -1, group, *tiles.shape[axis + 1 :])
     axis += 1
     weights = (1 << jnp.arange(group, dtype=jnp.int32)).reshape([-1 if i == axis else 1 for i in range(tiles.ndim)])
-    kind = jnp.where(tiles.max(axis) == 0, 0, jnp.where(tiles.min(axis) == 2, 2, 1))
     bits = (tiles == 1) * weights + (tiles == 2) * (weights << group)
-    return kind.astype(jnp.int32), bits.sum(axis, dtype=jnp.int32)
+    return _together(tiles, axis).astype(jnp.int32), bits.sum(axis, dtype=jnp.int32)
 
 
 def fits(lists: int, inner: int, rows: int, cols: int) -> bool:

@@ -13,6 +13,9 @@ MIB = 2**20
 VMEM = {"v4": 16 * MIB, "v5e": 128 * MIB, "v5p": 64 * MIB, "v6e": 128 * MIB, "7x": 64 * MIB}
 """Bytes of vector memory that the compiler of each TPU generation uses."""
 
+SHARED = {"h100": 227 * 1024, "h200": 227 * 1024}
+"""Bytes of shared memory that a block of threads of each GPU may take."""
+
 _KINDS = {
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
@@ -30,9 +33,9 @@ class Target:
     """What is compiled for.
 
     Attributes:
-        platform: "tpu".
-        generation: of TPU: "v4", "v5e", "v5p", "v6e" or "7x".
-        interpret: False to compile; True, or a parameter object of Pallas's TPU interpreter, to run on any device.
+        platform: "tpu" or "gpu".
+        generation: of TPU: "v4", "v5e", "v5p", "v6e" or "7x"; of GPU: "h100" or "h200".
+        interpret: False to compile; True, or a parameter object of Pallas's interpreter, to run on any device.
         exponential: type in which weights are exponentiated: "float32", or "bfloat16", which is faster where the chip
             has arithmetic for it (v6e, 7x) and rounds the difference to the greatest score to 8 bits first: weights are
             wrong by up to 0.2% times that difference.
@@ -44,17 +47,23 @@ class Target:
     exponential: str = "float32"
 
     def __post_init__(self):
-        if self.platform != "tpu":
-            raise ValueError(f"platform: got {self.platform!r}, want 'tpu'")
-        if self.generation not in VMEM:
-            raise ValueError(f"generation: got {self.generation!r}, want one of {list(VMEM)}")
+        known = {"tpu": VMEM, "gpu": SHARED}.get(self.platform)
+        if known is None:
+            raise ValueError(f"platform: got {self.platform!r}, want 'tpu' or 'gpu'")
+        if self.generation not in known:
+            raise ValueError(f"generation: got {self.generation!r}, want one of {list(known)}")
         if self.exponential not in ("float32", "bfloat16"):
             raise ValueError(f"exponential: got {self.exponential!r}, want 'float32' or 'bfloat16'")
 
     @property
     def vmem(self) -> int:
-        """Bytes of vector memory."""
+        """Bytes of vector memory of a TPU."""
         return VMEM[self.generation]
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory of a GPU."""
+        return SHARED[self.generation]
 
 
 _forced: contextvars.ContextVar[Target | None] = contextvars.ContextVar("attnjax_kernel_target", default=None)

@@ -176,7 +176,17 @@ def _tiles_of(request: Request, form: str) -> tuple[int, int]:
     queries, keys = request.q.shape[-3], request.k.shape[-3]
     given = request.block_sizes or BlockSizes()
     block_q, block_kv = (given.q, given.kv) if given.q and given.kv else default_tiles(request, form)
+    if form == "pallas" and _kernel_platform() == "gpu":
+        return given.q or block_q, given.kv or block_kv
     return min(given.q or block_q, queries), keys if form == "rows" else min(given.kv or block_kv, keys)
+
+
+def _kernel_platform() -> str | None:
+    """What kernels would be compiled for."""
+    from pallas_kernels import current
+
+    target = current()
+    return None if target is None else target.platform
 
 
 def _pallas_executor() -> Executor:
@@ -203,6 +213,8 @@ def default_tiles(request: Request, form: str) -> tuple[int, int]:
     if form == "rows":
         return _even(queries, max(1, min(queries, 2**19 // keys))), keys
     if form == "pallas":
+        if _kernel_platform() == "gpu":
+            return LANES, LANES
         return tuple(-(-_even(n, 512) // LANES) * LANES for n in (queries, keys))  # type: ignore[return-value]
     fine = visible_tiles(request, FINE, FINE)
     if fine is None:

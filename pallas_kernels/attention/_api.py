@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 
 from pallas_kernels._target import Target
-from pallas_kernels.attention import _tpu
+from pallas_kernels.attention import _gpu, _tpu
 from pallas_kernels.attention._plan import Plan
 
 
@@ -26,7 +26,8 @@ def fold(plan: Plan, tiles: jax.Array, arrays: Sequence[jax.Array], target: Targ
     Raises:
         Unsupported: the tile function, or the shape of its blocks, is none that the kernels run.
     """
-    return _tpu.run(plan, tiles, arrays, target)
+    run = _tpu.run if target.platform == "tpu" else _gpu.run
+    return run(plan, tiles, arrays, target)
 
 
 def check(plan: Plan, tiles: jax.ShapeDtypeStruct, arrays: Sequence[jax.ShapeDtypeStruct], target: Target) -> None:

@@ -67,14 +67,21 @@ class Layout(Protocol):
         """Its sum, greatest or least (``name``) over some of the held axes."""
         ...
 
-    def dot(self, x: Any, y: Any, over: tuple[int, int], dtype: Any, precision: Any) -> Any:
-        """Product of two matrices over one axis of each; the rest of ``x`` comes first in the result."""
+    def dot(self, x: Any, y: Any, over: tuple[int, int], dtype: Any, precision: Any, final: bool) -> Any:
+        """Product of two matrices over one axis of each; the rest of ``x`` comes first in the result.
+
+        A ``final`` one goes nowhere but to a sum, so it may be left to be computed there.
+        """
         ...
 
     def transpose(self, data: Any) -> Any: ...
 
     def index(self, size: int) -> Any:
         """Positions along an axis of features."""
+        ...
+
+    def function(self, name: str) -> Callable | None:
+        """What computes a function of numbers; None for jax's own."""
         ...
 
 
@@ -84,19 +91,41 @@ ELEMENTWISE = {
     "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "ceil", "clamp",
     "cos", "cosh", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt",
     "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter",
-    "not", "or", "population_count", "pow", "rem", "round", "rsqrt", "select_n", "shift_left", "shift_right_arithmetic",
-    "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "xor",
+    "not", "one_minus_square", "or", "population_count", "pow", "rem", "round", "rsqrt", "select_n", "shift_left", "shift_right_arithmetic",
+    "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh", "xor",
 }  # fmt: skip
-REWRITTEN = {"one_minus_square": lambda x: 1 - x * x}
+REWRITTEN: dict[str, Callable] = {"add_any": lambda x, y: x + y, "one_minus_square": lambda x: 1 - x * x}
 """Functions of numbers that not every version of jax, or no kernel, has."""
 REDUCTIONS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "reduce_and": "min", "reduce_or": "max"}
 
 
-class Evaluator:
-    """Runs flat tile functions in a layout."""
+def traced_shape(atom: Any) -> tuple[int, ...]:
+    """The shape that a variable was traced with."""
+    return atom.aval.shape
 
-    def __init__(self, layout: Layout, exponential: str = "float32"):
-        self.layout, self.exponential = layout, exponential
+
+class Evaluator:
+    """Runs a flat tile function in a layout.
+
+    Attributes:
+        flat: the function.
+        layout: how its values are held.
+        exponential: type in which matrices are exponentiated.
+        shape: of a variable, in the blocks that it is run on.
+    """
+
+    def __init__(
+        self,
+        flat: Flat,
+        layout: Layout,
+        exponential: str = "float32",
+        shape: Callable[[Any], tuple[int, ...]] = traced_shape,
+    ):
+        self.flat, self.layout, self.exponential, self.shape = flat, layout, exponential, shape
+
+    def real(self, atom: Any) -> jax.ShapeDtypeStruct:
+        """Shape and type of a variable."""
+        return jax.ShapeDtypeStruct(self.shape(atom), atom.aval.dtype)
 
     # --- small helpers
 
@@ -139,14 +168,15 @@ class Evaluator:
 
     # --- the walk
 
-    def prepare(self, flat: Flat, values: Sequence[Value | None], fold: bool) -> dict:
+    def prepare(self, values: Sequence[Value | None], fold: bool) -> dict:
         """What follows from some of the inputs alone (the others are None): values for ``__call__`` to start from.
 
         With ``fold`` the number that a product is multiplied by on its way to an exponential multiplies the known
         operand instead, in that operand's type: one multiplication for a row instead of one for each score.
         """
+        flat = self.flat
         known = {v: x for v, x in zip(flat.jaxpr.invars, values, strict=True) if x is not None}
-        env = known | self._constants(flat)
+        env = known | self._constants()
         found: dict[Any, Value] = {}
         for equation in flat.jaxpr.eqns:
             (variable, *_) = equation.outvars
@@ -155,7 +185,7 @@ class Evaluator:
                 for place, atom in enumerate(equation.invars):
                     operand = self._read(atom, env)
                     if number is not None and operand is not None and len(self.held(operand)) == 2:
-                        found[variable, place] = self._multiplied(operand, number, atom.aval)
+                        found[variable, place] = self._multiplied(operand, number, self.real(atom))
                         break
             operands = [x for a in equation.invars if (x := self._read(a, env)) is not None]
             if len(operands) == len(equation.invars) and equation.primitive.name != VISIBLE:
@@ -164,13 +194,14 @@ class Evaluator:
 
     def _multiplied(self, operand: Value, number: Value, aval: Any) -> Value:
         """A matrix times a number and log2(e), in the matrix's type."""
-        factor = Value(self.times(self.natural(number), LOG2E, False).data, (None,) * aval.ndim)
+        factor = Value(self.times(self.natural(number), LOG2E, False).data, (None,) * len(aval.shape))
         wide = self._convert(operand, jnp.promote_types(aval.dtype, jnp.float32))
         product = self.elementwise(jnp.multiply, [wide, factor], aval.shape, wide.data.dtype)
         return self._convert(product, operand.data.dtype if operand.narrow is None else operand.narrow.dtype)
 
-    def _constants(self, flat: Flat) -> dict:
-        return {v: Value(c, (None,) * np.ndim(c)) for v, c in zip(flat.jaxpr.constvars, flat.consts, strict=True)}
+    def _constants(self) -> dict:
+        jaxpr, constants = self.flat.jaxpr, self.flat.consts
+        return {v: Value(c, (None,) * np.ndim(c)) for v, c in zip(jaxpr.constvars, constants, strict=True)}
 
     def _read(self, atom: Any, env: dict) -> Value | None:
         if not isinstance(atom, core.Literal):
@@ -179,9 +210,10 @@ class Evaluator:
             raise Unsupported("an array constant")
         return Value(np.asarray(atom.val).reshape(())[()], (None,) * np.ndim(atom.val))
 
-    def __call__(self, flat: Flat, values: Sequence[Value], prepared: dict, full: bool) -> list[Value]:
-        """Outputs of a flat function; of a full tile, everything is visible."""
-        env = dict(zip(flat.jaxpr.invars, values, strict=True)) | self._constants(flat) | prepared
+    def __call__(self, values: Sequence[Value], prepared: dict, full: bool) -> list[Value]:
+        """The function's outputs; of a full tile, everything is visible."""
+        flat = self.flat
+        env = dict(zip(flat.jaxpr.invars, values, strict=True)) | self._constants() | prepared
 
         def read(atom) -> Value:
             found = self._read(atom, env)
@@ -208,8 +240,7 @@ class Evaluator:
     def apply(self, equation: Any, values: list[Value], kept: bool) -> Value:
         """One equation's only output; in base 2 if it is to be kept so."""
         name, params = equation.primitive.name, equation.params
-        shape = equation.outvars[0].aval.shape
-        dtype = equation.outvars[0].aval.dtype
+        shape, dtype = self.shape(equation.outvars[0]), equation.outvars[0].aval.dtype
         if len(equation.outvars) != 1:
             raise Unsupported(f"{name!r}")
         if kept and name in HOMOGENEOUS:
@@ -226,7 +257,7 @@ class Evaluator:
         if name == "eq" and _never_equal(*values):
             return Value(False, (None,) * len(shape))
         found = self._apply(name, params, equation, values, shape, dtype)
-        if name in ("max", "stop_gradient") and any(v.finite for v in values):
+        if name == "max" and any(v.finite for v in values):
             found = dataclasses.replace(found, finite=True)
         if not kept:
             return dataclasses.replace(found, base2=False)
@@ -244,32 +275,31 @@ class Evaluator:
     def _apply(self, name: str, params: dict, equation: Any, values: list[Value], shape: tuple, dtype: Any) -> Value:
         if name in ("and", "or", "not", "select_n") and (folded := _folded(name, values)) is not None:
             return folded
+        avals = [self.real(v) for v in equation.invars]
         if name == "convert_element_type":
             return self._convert(values[0], dtype)
-        if name in REWRITTEN:
-            return self.elementwise(REWRITTEN[name], values, shape, dtype)
         if name in ELEMENTWISE:
             bind = lambda *x: equation.primitive.bind(*x, **equation.primitive.get_bind_params(params))
             operand_dtype = equation.invars[-1].aval.dtype
-            return self.elementwise(bind, values, shape, operand_dtype)
+            return self.elementwise(self.layout.function(name) or bind, values, shape, operand_dtype)
         if name in REDUCTIONS:
             axes = [int(a) for a in params["axes"]]
-            return self._reduce(REDUCTIONS[name], values[0], axes, equation.invars[0].aval)
+            return self._reduce(REDUCTIONS[name], values[0], axes, avals[0])
         if name == "dot_general":
-            return self._dot(values, params, [v.aval for v in equation.invars], dtype)
+            return self._dot(values, params, avals, dtype, equation.outvars[0] in self.flat.finals)
         if name == "broadcast_in_dim":
             dims = [int(d) for d in params["broadcast_dimensions"]]
-            return self._broadcast(values[0], equation.invars[0].aval.shape, shape, dims)
+            return self._broadcast(values[0], avals[0].shape, shape, dims)
         if name in ("reshape", "squeeze", "expand_dims"):
-            return _reshape(values[0], equation.invars[0].aval.shape, shape)
+            return _reshape(values[0], avals[0].shape, shape)
         if name == "transpose":
             return self._transpose(values[0], [int(i) for i in params["permutation"]])
         if name in ("gather", "scatter-add"):
-            return self._table(name, values, params, [v.aval for v in equation.invars], dtype)
+            return self._table(name, values, params, avals, dtype)
         if name == "dynamic_slice":
-            return self._slice(values, equation.invars[0].aval, params["slice_sizes"])
+            return self._slice(values, avals[0], params["slice_sizes"])
         if name == "dynamic_update_slice":
-            return self._update(values, equation.invars[0].aval, equation.invars[1].aval.shape)
+            return self._update(values, avals[0], avals[1].shape)
         if name == "iota" and math.prod(shape) == 1:
             return Value(np.zeros((), dtype)[()], (None,) * len(shape))
         raise Unsupported(f"the operation {name!r} on blocks")
@@ -298,7 +328,7 @@ class Evaluator:
             data = data != 0 if boolean else data
         return Value(data, left, value.base2)
 
-    def _dot(self, values: list[Value], params: dict, avals: list, dtype: Any) -> Value:
+    def _dot(self, values: list[Value], params: dict, avals: list, dtype: Any, final: bool) -> Value:
         (over_x, over_y), (batch_x, batch_y) = params["dimension_numbers"]
         x, y = values
         free_x = [i for i in range(len(x.axes)) if i not in over_x and i not in batch_x]
@@ -316,9 +346,9 @@ class Evaluator:
             raise Unsupported(f"a product of {x.axes[rest[0]]}s with {y.axes[rest[1]]}s")
         wide = jnp.promote_types(dtype, jnp.float32)
         if both == (0, 1):
-            data = self.layout.dot(a, b, places, wide, params["precision"])
+            data = self.layout.dot(a, b, places, wide, params["precision"], final)
         else:
-            data = self.layout.dot(b, a, _pair(places[::-1]), wide, params["precision"])
+            data = self.layout.dot(b, a, _pair(places[::-1]), wide, params["precision"], final)
         return Value(data, axes)
 
     def _dot_by_sum(self, x: Value, y: Value, over: tuple, batch: tuple, free: tuple, avals: list, dtype: Any) -> Value:

@@ -25,6 +25,7 @@ CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "rema
 CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 IDENTITIES = {
     "reshard", "sharding_constraint", "mesh_cast", "pvary", "pcast", "name", "optimization_barrier", "copy", "copy_p",
+    "stop_gradient",
 }  # fmt: skip
 VISIBLE = "attnjax_visible"
 """Name of the identity around a tile's visibility, which is True all over a full tile."""
@@ -52,12 +53,14 @@ class Flat:
         base2: variables kept as multiples of ln 2.
         scaled: products of matrices whose only use is a multiplication by a number on the way to an exponential: from
             the product's variable to the number, and to the variable of the result.
+        finals: products that go nowhere but to an output.
     """
 
     jaxpr: Any
     consts: tuple
     base2: frozenset
     scaled: dict
+    finals: frozenset
 
 
 def flatten(closed: Any, outputs: Sequence[int]) -> Flat:
@@ -103,7 +106,9 @@ def flatten(closed: Any, outputs: Sequence[int]) -> Flat:
             needed |= {v for v in equation.invars if not isinstance(v, core.Literal)}
     jaxpr = jaxpr.replace(eqns=kept[::-1], outvars=outs)
     base2 = _kept_in_base_2(jaxpr)
-    return Flat(jaxpr, tuple(traced.consts), base2, _scaled_products(jaxpr, base2))
+    uses = _uses(jaxpr)
+    scaled, finals = _scaled_products(jaxpr, base2, uses), _final_products(jaxpr, uses)
+    return Flat(jaxpr, tuple(traced.consts), base2, scaled, finals)
 
 
 def _wide(variable: Any, makers: dict) -> Any:
@@ -120,7 +125,7 @@ def _wide(variable: Any, makers: dict) -> Any:
 
 HOMOGENEOUS = {
     "max", "min", "sub", "add", "add_any", "neg", "select_n", "reduce_max", "reduce_min", "broadcast_in_dim",
-    "reshape", "squeeze", "expand_dims", "stop_gradient", "transpose",
+    "reshape", "squeeze", "expand_dims", "transpose",
 }  # fmt: skip
 """Functions with f(a x, a y) = a f(x, y) for a > 0."""
 
@@ -154,12 +159,32 @@ def _kept_in_base_2(jaxpr: Any) -> frozenset:
     return frozenset(wanted - plain)
 
 
-def _scaled_products(jaxpr: Any, base2: frozenset) -> dict:
-    """See ``Flat.scaled``."""
+def _uses(jaxpr: Any) -> dict[Any, int]:
+    """How often each variable is read."""
     uses: dict[Any, int] = {}
     for atom in (*(a for e in jaxpr.eqns for a in e.invars), *jaxpr.outvars):
         if not isinstance(atom, core.Literal):
             uses[atom] = uses.get(atom, 0) + 1
+    return uses
+
+
+def _final_products(jaxpr: Any, uses: dict[Any, int]) -> frozenset:
+    """See ``Flat.finals``."""
+    makers = {v: e for e in jaxpr.eqns for v in e.outvars}
+    found = set()
+    for variable in jaxpr.outvars:
+        while (maker := makers.get(variable) if not isinstance(variable, core.Literal) else None) is not None:
+            if uses[variable] != 1 or maker.primitive.name not in ("transpose", "dot_general"):
+                break
+            if maker.primitive.name == "dot_general":
+                found.add(variable)
+                break
+            (variable,) = maker.invars
+    return frozenset(found)
+
+
+def _scaled_products(jaxpr: Any, base2: frozenset, uses: dict[Any, int]) -> dict:
+    """See ``Flat.scaled``."""
     products = {e.outvars[0] for e in jaxpr.eqns if e.primitive.name == "dot_general"}
     found = {}
     for equation in jaxpr.eqns:

@@ -1,12 +1,13 @@
 """How values lie in a TPU's vector registers: matrices of sublanes by lanes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.attention._axes import COL, FEATURE, ROW, Axes
+from pallas_kernels.attention._axes import COL, FEATURE, REWRITTEN, ROW, Axes
 
 LANES = 128
 
@@ -50,7 +51,7 @@ class Lanes:
         left = jnp.broadcast_to(function(data, axis=1, keepdims=True), (data.shape[0], LANES))
         return left if held[0] == self.first else row(left)
 
-    def dot(self, x: Any, y: Any, over: tuple[int, int], dtype: Any, precision: Any) -> Any:
+    def dot(self, x: Any, y: Any, over: tuple[int, int], dtype: Any, precision: Any, final: bool) -> Any:
         dims = (((over[0],), (over[1],)), ((), ()))
         return lax.dot_general(x, y, dims, precision=precision, preferred_element_type=dtype)
 
@@ -59,6 +60,9 @@ class Lanes:
 
     def index(self, size: int) -> jax.Array:
         return lax.broadcasted_iota(jnp.int32, (1, size), 1)
+
+    def function(self, name: str) -> Callable | None:
+        return REWRITTEN.get(name)
 
     def vector(self, data: jax.Array, name: str) -> jax.Array:
         """One row of numbers as a vector along an axis."""

@@ -70,7 +70,6 @@ class _Call:
         self.plan, self.order, self.target = plan, order, target
         grid = plan.grid
         self.layout = Lanes(COL if order.order == "col" else ROW)
-        self.evaluator = Evaluator(self.layout, target.exponential)
         self.budget = _budget.budget(plan, order.order, order.outputs, order.inner, order.resident, order.group)
         if grid.row_block * grid.col_block > _budget.ENTRIES or self.budget.total > target.vmem:
             raise TooLarge(
@@ -84,6 +83,7 @@ class _Call:
         # Tiles along this dimension stand next to each other in a group, which is one step.
         self.fast, self.group = (ROWS if order.order == "col" else COLS), order.group
         self.flat = flatten(plan.tile.jaxpr, order.outputs)
+        self.evaluator = Evaluator(self.flat, self.layout, target.exponential)
         # A running scale is kept in base 2 if the tile function makes it so.
         self.base2 = plan.scaled and self.flat.jaxpr.outvars[0] in self.flat.base2
 
@@ -420,14 +420,14 @@ class _Call:
             """What is the same for every tile of the step."""
             steady = [self.fast not in spec.dims for spec in plan.inputs]
             found = [v if s else None for v, s in zip(values(step_at), steady, strict=True)]
-            return self.evaluator.prepare(self.flat, [None, *found] if plan.scaled else found, fold=plan.scaled)
+            return self.evaluator.prepare([None, *found] if plan.scaled else found, fold=plan.scaled)
 
         def visit(tile: Any, shared: dict, full: bool) -> None:
             at = self._tile(step_at, tile)
             if plan.scaled:
                 self._add_scaled(values(at), shared, full, sums)
                 return
-            for n, value in enumerate(self.evaluator(self.flat, values(at), shared, full)):
+            for n, value in enumerate(self.evaluator(values(at), shared, full)):
                 i = order.outputs[n]
                 here = sums[n].at[self._slot(i, at)] if self._resident(i) else sums[n]
                 here[...] += self.hold(value, order.outputs[n])
@@ -475,7 +475,7 @@ class _Call:
         old = sums[0][...]
         named = self.sizes[ROWS] > 1
         scale = Value(old if named else old[:, :1], (ROW if named else None,), self.base2, finite=True)
-        new, *added = self.evaluator(self.flat, [scale, *values], shared, full)
+        new, *added = self.evaluator([scale, *values], shared, full)
         new = self.hold(new, 0)
         factor = (jnp.exp2 if self.base2 else jnp.exp)(old - new)
         sums[0][...] = new

@@ -148,6 +148,34 @@ def _grouped(tiles: jax.Array, axis: int, group: int) -> tuple[jax.Array, jax.Ar
     return _together(tiles, axis).astype(jnp.int32), bits.sum(axis, dtype=jnp.int32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Visits:
+    """For each place, the tiles that are added up there: full ones first.
+
+    Attributes:
+        tiles: ``[lists, places, capacity]``, int32: inner point times the tiles along the other dimension, plus tile.
+        counts: ``[lists, places, 2]``: how many are full, and how many there are.
+        order: ``[lists, places]``: places, those with the most tiles first, so that no long one is left to the end.
+    """
+
+    tiles: jax.Array
+    counts: jax.Array
+    order: jax.Array
+
+
+def visits(tiles: jax.Array, order: str) -> Visits:
+    """What each place visits; see ``work_list`` for the arguments."""
+    axes = {"row": (0, 2, 1, 3), "col": (0, 3, 1, 2), "pair": (0, 2, 3, 1)}[order]
+    lists, _, rows, cols = tiles.shape
+    places = {"row": rows, "col": cols, "pair": rows * cols}[order]
+    kind = tiles.astype(jnp.int32).transpose(axes).reshape(lists, places, -1)
+    # Two kinds of tiles, in the order in which they stand: a sort by kind that is stable.
+    listed = jnp.argsort(2 - kind, axis=-1, stable=True).astype(jnp.int32)
+    counts = jnp.stack([(kind == 2).sum(-1), (kind > 0).sum(-1)], -1).astype(jnp.int32)
+    longest = jnp.argsort(-counts[..., 1], axis=-1, stable=True).astype(jnp.int32)
+    return Visits(listed, counts, longest)
+
+
 def fits(lists: int, inner: int, rows: int, cols: int) -> bool:
     """Whether lists of these sizes fit the scalar memory."""
     return 4 * lists * inner * rows * cols <= _MEMORY

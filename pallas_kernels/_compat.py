@@ -1,0 +1,34 @@
+"""Pallas's GPU interface, whose names differ from version to version of jax (0.10 to 0.12)."""
+
+import inspect
+from typing import Any
+
+import jax
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+_LOAD_TAKES_INDEX = "idx" in inspect.signature(plgpu.load).parameters
+
+
+def load(ref: Any, layout: Any) -> jax.Array:
+    """All of a reference, in registers in a layout, by whatever instructions that takes."""
+    if _LOAD_TAKES_INDEX:
+        return plgpu.load(ref, (), layout=layout, optimized=False)
+    return plgpu.load(ref, layout=layout, optimized=False)
+
+
+def store(ref: Any, value: jax.Array) -> None:
+    """Write an array from registers to all of a reference, by whatever instructions that takes."""
+    if hasattr(plgpu, "store"):
+        plgpu.store(ref, value, optimized=False)
+    else:
+        ref[...] = value
+
+
+def transposed(ref: Any) -> Any:
+    """A matrix in shared memory, read the other way round."""
+    return ref.transpose((1, 0)) if hasattr(ref, "transpose") else plgpu.transpose_ref(ref, (1, 0))
+
+
+def can_interpret() -> bool:
+    """Whether kernels for GPU can be interpreted on other devices."""
+    return hasattr(plgpu, "InterpretGPUParams")

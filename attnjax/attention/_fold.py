@@ -65,11 +65,12 @@ def _jvp(primals, tangents, *, plan: Plan):
     outs = fold_p.bind(*primals, plan=plan)
     live = [i for i, t in enumerate(tangents) if not _is_zero(t)]
     zeros = [ad.Zero(_compat.tangent_aval(o)) for o in outs]
-    if not live:
-        return outs, zeros
     scale = [outs[0]] if plan.scaled else []
     tile = plan.tile if plan.tile_at is None else plan.tile_at
     shift = len(scale)
+    moved = [n for n in range(shift, len(outs)) if zeros[n].aval.dtype != jax.dtypes.float0]
+    if not live or not moved:
+        return outs, zeros
 
     def tangent_tile(*blocks):
         constants, moving = blocks[: shift + len(arrays)], blocks[shift + len(arrays) :]
@@ -80,26 +81,23 @@ def _jvp(primals, tangents, *, plan: Plan):
                 full[shift + i] = x
             return tile(*full)
 
-        return jax.jvp(at, tuple(constants[shift + i] for i in live), moving)[1]
+        changes = jax.jvp(at, tuple(constants[shift + i] for i in live), moving)[1]
+        return tuple(changes[n - shift] for n in moved)
 
     operands = [*scale, *arrays, *(tangents[i] for i in live)]
     specs = (*plan.outputs[:shift], *plan.inputs, *(plan.inputs[i] for i in live))
-    tangents_of = close(tangent_tile, specs, plan.grid, operands)
-    dtypes = [
-        b.dtype if b.dtype == jax.dtypes.float0 else dtype
-        for b, dtype in zip(tangents_of.outputs, plan.results[shift:], strict=True)
-    ]
     derived = Plan(
         grid=plan.grid,
         visit=plan.visit,
         inputs=specs,
-        outputs=plan.outputs[shift:],
-        tile=tangents_of,
+        outputs=tuple(plan.outputs[n] for n in moved),
+        tile=close(tangent_tile, specs, plan.grid, operands),
         vectorized=plan.vectorized,
         executor=plan.executor and plan.executor.tangent(tuple(live)),
-        dtypes=tuple(dtypes),
+        dtypes=tuple(plan.results[n] for n in moved),
     )
-    return outs, [*zeros[:shift], *fold(derived, kinds, operands)]
+    found = dict(zip(moved, fold(derived, kinds, operands), strict=True))
+    return outs, [found.get(n, zero) for n, zero in enumerate(zeros)]
 
 
 def _transpose(cotangents, kinds, *arrays, plan: Plan):

@@ -80,7 +80,7 @@ class Grid:
     def points(self) -> int:
         return math.prod(self.outer)
 
-    def coordinates(self, point: jax.Array) -> dict[int, jax.Array]:
+    def coordinates(self, point: jax.Array | int) -> dict[int, jax.Array]:
         """Outer coordinates of a flat index, last dimension fastest."""
         found = {}
         for dim in reversed(range(len(self.outer))):

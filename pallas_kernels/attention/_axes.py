@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from pallas_kernels.attention._flat import HOMOGENEOUS, VISIBLE, Flat, Unsupported, is_scalar
+from pallas_kernels.attention._flat import HOMOGENEOUS, SUMS, VISIBLE, Flat, Unsupported, is_scalar
 
 ROW, COL, FEATURE = "row", "col", "feature"
 Axes = tuple[str | None, ...]
@@ -74,10 +74,18 @@ class Layout(Protocol):
         """
         ...
 
+    def join(self, x: Any, y: Any) -> Any:
+        """The sum of two final products."""
+        ...
+
     def transpose(self, data: Any) -> Any: ...
 
     def index(self, size: int) -> Any:
         """Positions along an axis of features."""
+        ...
+
+    def entry(self, table: Any, entry: Any) -> Any:
+        """One number of a table of features."""
         ...
 
     def function(self, name: str) -> Callable | None:
@@ -275,6 +283,8 @@ class Evaluator:
     def _apply(self, name: str, params: dict, equation: Any, values: list[Value], shape: tuple, dtype: Any) -> Value:
         if name in ("and", "or", "not", "select_n") and (folded := _folded(name, values)) is not None:
             return folded
+        if name in SUMS and equation.outvars[0] in self.flat.finals:
+            return Value(self.layout.join(values[0].data, values[1].data), self.merged(values, len(shape)))
         avals = [self.real(v) for v in equation.invars]
         if name == "convert_element_type":
             return self._convert(values[0], dtype)
@@ -413,21 +423,17 @@ class Evaluator:
             raise Unsupported(f"the operation {name!r} on blocks, but for tables of at most {TABLE} numbers")
         shape = avals[1].shape[:-1]
         index = dataclasses.replace(places, axes=places.axes[:-1])
-        entries = self.layout.index(size)
-        row = table.data if not table.known and table.data.shape == entries.shape else _array(table.data, dtype)
-        row = jnp.broadcast_to(row, entries.shape)
 
         def here(entry):
             return self.elementwise(lambda i: jnp.clip(i, 0, size - 1) == entry, [index], shape, jnp.int32)
 
         if name == "gather":
-
-            def look(entry, found):
-                value = jnp.sum(jnp.where(entries == entry, row, jnp.zeros((), row.dtype)), axis=1, keepdims=True)
-                return jnp.where(here(entry).data, value, found)
-
-            like = here(0)
-            return Value(lax.fori_loop(0, size, look, jnp.zeros(like.data.shape, dtype)), like.axes)
+            start = self.elementwise(lambda i: (i - i).astype(dtype), [index], shape, jnp.int32)
+            look = lambda entry, found: jnp.where(here(entry).data, self.layout.entry(table.data, entry), found)
+            return Value(lax.fori_loop(0, size, look, start.data), start.axes)
+        entries = self.layout.index(size)
+        row = table.data if not table.known and table.data.shape == entries.shape else _array(table.data, dtype)
+        row = jnp.broadcast_to(row, entries.shape)
         (added,) = rest
         block = jax.ShapeDtypeStruct(shape, dtype)
 
@@ -500,7 +506,7 @@ def _astype(data: jax.Array, dtype: Any) -> jax.Array:
     return data != 0 if dtype == jnp.bool_ else data.astype(dtype)
 
 
-def _same_width(x: Value, y: Value) -> tuple[jax.Array, jax.Array]:
+def _same_width(x: Value, y: Value) -> tuple[Any, Any]:
     """Operands of a product, in a 16-bit type if either came in one."""
     narrow = [v.data if _is_narrow(v.data.dtype) else v.narrow for v in (x, y)]
     dtypes = [n.dtype for n in narrow if n is not None]

@@ -53,7 +53,7 @@ class Flat:
         base2: variables kept as multiples of ln 2.
         scaled: products of matrices whose only use is a multiplication by a number on the way to an exponential: from
             the product's variable to the number, and to the variable of the result.
-        finals: products that go nowhere but to an output.
+        finals: products, and sums of them, that go nowhere but to an output.
     """
 
     jaxpr: Any
@@ -130,6 +130,9 @@ HOMOGENEOUS = {
 """Functions with f(a x, a y) = a f(x, y) for a > 0."""
 
 
+SUMS = ("add", "add_any")
+
+
 def is_matrix(atom: Any) -> bool:
     return sum(n > 1 for n in atom.aval.shape) > 1
 
@@ -171,16 +174,26 @@ def _uses(jaxpr: Any) -> dict[Any, int]:
 def _final_products(jaxpr: Any, uses: dict[Any, int]) -> frozenset:
     """See ``Flat.finals``."""
     makers = {v: e for e in jaxpr.eqns for v in e.outvars}
-    found = set()
+    found: set[Any] = set()
     for variable in jaxpr.outvars:
-        while (maker := makers.get(variable) if not isinstance(variable, core.Literal) else None) is not None:
-            if uses[variable] != 1 or maker.primitive.name not in ("transpose", "dot_general"):
-                break
-            if maker.primitive.name == "dot_general":
-                found.add(variable)
-                break
-            (variable,) = maker.invars
+        if not isinstance(variable, core.Literal):
+            found |= _products_below(variable, makers, uses) or set()
     return frozenset(found)
+
+
+def _products_below(variable: Any, makers: dict, uses: dict[Any, int]) -> set | None:
+    """A sum of products and what it is made of; None if it is no such sum, or a part of it is used elsewhere."""
+    maker = makers.get(variable) if not isinstance(variable, core.Literal) else None
+    if maker is None or uses[variable] != 1 or maker.primitive.name not in ("transpose", "dot_general", *SUMS):
+        return None
+    found = {variable}
+    if maker.primitive.name != "dot_general":
+        for atom in maker.invars:
+            below = _products_below(atom, makers, uses)
+            if below is None:
+                return None
+            found |= below
+    return found
 
 
 def _scaled_products(jaxpr: Any, base2: frozenset, uses: dict[Any, int]) -> dict:

@@ -87,6 +87,26 @@ class Stored:
 
 
 @dataclasses.dataclass(frozen=True)
+class Listed:
+    """Features that are read one by one, from the memory of the device.
+
+    Attributes:
+        ref: reference to the array.
+        place: indices of all its axes but the last.
+    """
+
+    ref: Any
+    place: tuple[Any, ...]
+
+    @property
+    def dtype(self) -> Any:
+        return self.ref.dtype
+
+    def __jax_array__(self) -> jax.Array:
+        raise Unsupported("a function of features alone on a GPU")
+
+
+@dataclasses.dataclass(frozen=True)
 class Product:
     """A product that is still to be added to a sum: pairs of operands of the matrix units."""
 
@@ -174,11 +194,17 @@ class Fragments:
             return sums + self.compute(product)
         return pl.run_state(self._multiply(product))(plgpu.ACC.init(sums))
 
+    def join(self, x: Product, y: Product) -> Product:
+        return Product(x.pairs + y.pairs, x.shape, x.dtype)
+
     def transpose(self, data: Any) -> Any:
         raise Unsupported("a transposed block")
 
     def index(self, size: int) -> Any:
-        raise Unsupported("single features of a block")
+        raise Unsupported("single features of a block on a GPU")
+
+    def entry(self, table: Listed, entry: Any) -> jax.Array:
+        return table.ref[(*table.place, entry)]
 
     def function(self, name: str) -> Callable | None:
         if name in _LACKING:

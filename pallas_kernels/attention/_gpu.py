@@ -20,18 +20,20 @@ from pallas_kernels import _compat
 from pallas_kernels._target import Target
 from pallas_kernels.attention import _work
 from pallas_kernels.attention._axes import COL, FEATURE, LOG2E, ROW, Evaluator, Value
+from pallas_kernels.attention._cut import NAMES, cut, spec_names
 from pallas_kernels.attention._flat import TooLarge, Unsupported, flatten
-from pallas_kernels.attention._fragments import PARTS, ROWS_EACH, SWIZZLE, Fragments, Product, Stored, padded
+from pallas_kernels.attention._fragments import PARTS, ROWS_EACH, SWIZZLE, Fragments, Listed, Product, Stored, padded
 from pallas_kernels.attention._labels import labels
 from pallas_kernels.attention._passes import Pass
 from pallas_kernels.attention._plan import COLS, ROWS, Plan
 from pallas_kernels.attention._tpu import LOWEST
 
-_NAMES = {ROWS: ROW, COLS: COL}
 _STAGES = 4
 """Slots of the ring, at most."""
 
-_REGISTERS = {"moves": 40, "computes": {1: 232, 2: 232, 3: 160}}
+_REGISTERS = {"moves": 32, "computes": {1: 248, 2: 240, 3: 160}}
+"""Of a thread, by what its warpgroup does and by how many warpgroups compute: 64 Ki in all."""
+
 _KEPT = 224
 """Registers that a thread's sums and matrices may take by the model."""
 
@@ -39,53 +41,45 @@ _KEPT = 224
 def run(plan: Plan, tiles: jax.Array, arrays: Sequence[jax.Array], target: Target) -> tuple[jax.Array, ...]:
     """Every output of a plan; see ``_api.fold``."""
     found: dict[int, jax.Array] = {}
-    for each in _passes(plan):
-        found |= _Call(plan, each, target)(tiles, arrays)
+    for order, outputs in _groups(plan):
+        middle, operands, finish = cut(plan, outputs, COLS if order == "col" else ROWS, arrays)
+        dims = range(len(plan.grid.outer))
+        inner = tuple(d for d in dims if order != "row" and all(d not in s.dims for s in middle.outputs))
+        call = _Call(middle, Pass(order, tuple(range(len(middle.outputs))), inner), target)
+        found |= finish(call(tiles, operands))
     return tuple(found[i] for i in range(len(plan.outputs)))
 
 
-def _passes(plan: Plan) -> list[Pass]:
-    """The walks that a plan takes: outputs at one place share one where their sums fit the registers."""
+def _groups(plan: Plan) -> list[tuple[str, list[int]]]:
+    """The walks that a plan takes: an order, and the outputs that are added up in it, as far as registers go."""
     if plan.scaled:
-        return [Pass("row", tuple(range(len(plan.outputs))))]
+        return [("row", list(range(len(plan.outputs))))]
     kinds: dict[tuple, list[int]] = {}
     for i, spec in enumerate(plan.outputs):
         row, col = ROWS in spec.dims, COLS in spec.dims
-        if not row and not col:
-            raise Unsupported("an output that follows neither queries nor keys")
-        order = "pair" if row and col else "row" if row else "col"
-        inner = () if order == "row" else _lacked(plan, i)
+        order = "pair" if row and col else "col" if col else "row"
+        inner = () if order == "row" else tuple(d for d in range(len(plan.grid.outer)) if d not in spec.dims)
         kinds.setdefault((order, inner), []).append(i)
     found = []
-    for (order, inner), outputs in kinds.items():
+    for (order, _), outputs in kinds.items():
         group: list[int] = []
         for i in outputs:
-            if group and sum(_registers(plan, [*group, i])) > _KEPT:
-                found.append(Pass(order, tuple(group), inner))
+            if group and _registers(plan, [*group, i]) > _KEPT - ROWS_EACH:
+                found.append((order, group))
                 group = []
-            group.append(i)
-        found.append(Pass(order, tuple(group), inner))
+            group = [*group, i]
+        found.append((order, group))
     return found
 
 
-def _lacked(plan: Plan, output: int) -> tuple[int, ...]:
-    """Outer dimensions that an output does not follow."""
-    return tuple(d for d in range(len(plan.grid.outer)) if d not in plan.outputs[output].dims)
-
-
-def _registers(plan: Plan, outputs: Sequence[int], others: int = 64) -> tuple[int, int]:
-    """Registers of a thread that sums take, and matrices of a tile of 64 by ``others`` positions."""
-    sums = 0
+def _registers(plan: Plan, outputs: Sequence[int]) -> int:
+    """Registers of a thread that sums take."""
+    total = 0
     for i in outputs:
-        _, *features = [n for n in plan.tile.outputs[i].shape if n > 1]
-        sums += padded(features[-1]) // 2 if features else 2
-    products = sum(e.primitive.name == "dot_general" and _is_pair(e, plan) for e in plan.tile.jaxpr.eqns)
-    return sums, (1 + min(products, 2)) * others // 2
-
-
-def _is_pair(equation: Any, plan: Plan) -> bool:
-    sizes = {plan.grid.row_block, plan.grid.col_block}
-    return equation.outvars[0].aval.ndim == 2 and set(equation.outvars[0].aval.shape) <= sizes
+        block = plan.tile.outputs[i].shape
+        features = block[sum(d in (ROWS, COLS) for d in plan.outputs[i].dims) :]
+        total += padded(math.prod(features)) // 2 if math.prod(features) > 1 else 2
+    return total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,15 +137,15 @@ class _Call:
         lengths = [n for d, n in zip(dims, array.shape, strict=True) if d is None or d < 0]
         there = [d for d, n in zip(kept, lengths, strict=True) if d is not None or n > 1]
         names = tuple(
-            (FEATURE if d is None else _NAMES[d]) if d is not None or n > 1 else None
+            (FEATURE if d is None else NAMES[d]) if d is not None or n > 1 else None
             for d, n in zip(kept, lengths, strict=True)
         )
         steady = self.other not in dims and not any(d in self.order.inner for d in dims)
         first = self.first in dims
         if spec.index:
             return _Operand((), lambda refs, at, stored: Value(self._positions(dims[0], at), names), names, 0, steady)
-        if there and set(there) <= {None}:
-            raise Unsupported("an operand of features alone")
+        if there == [None]:
+            return self._table(array, dims, names, steady)
         if there.count(None) == 1 and len(there) == 2:
             return self._matrix(array, dims, names, steady, first)
         if len(there) > 2 or None in there:
@@ -159,7 +153,7 @@ class _Call:
         return self._numbers(array, dims, there, names, steady, first)
 
     def _positions(self, dim: int, at: "_At") -> jax.Array:
-        return self.layout.positions(_NAMES[dim], at.starts[dim])
+        return self.layout.positions(NAMES[dim], at.starts[dim])
 
     def _matrix(self, array: jax.Array, dims: tuple, names: tuple, steady: bool, first: bool) -> _Operand:
         """Positions by features, in shared memory."""
@@ -190,6 +184,14 @@ class _Call:
 
         return _Operand(parts, read, names, width, steady, first, slices)
 
+    def _table(self, array: jax.Array, dims: tuple, names: tuple, steady: bool) -> _Operand:
+        """Features alone: read one by one."""
+        outer = sorted(d for d in dims if d is not None and d >= 0)
+        array = array.transpose(*(dims.index(d) for d in outer), *(i for i, d in enumerate(dims) if d is None))
+        array = array.reshape(*array.shape[: len(outer)], -1)
+        read = lambda refs, at, stored: Value(Listed(refs[0], tuple(at.index[d] for d in outer)), names)
+        return _Operand((array,), read, names, 0, steady)
+
     def _numbers(
         self, array: jax.Array, dims: tuple, there: list, names: tuple, steady: bool, first: bool
     ) -> _Operand:
@@ -208,7 +210,7 @@ class _Call:
             place = tuple(at.index[d] for d in outer)
             place += tuple(pl.ds(at.starts[d], self._length(d)) for d in kept)
             if kept:
-                data = _compat.load(refs[0].at[place], self.layout.layout(tuple(_NAMES[d] for d in kept)))
+                data = _compat.load(refs[0].at[place], self.layout.layout(tuple(NAMES[d] for d in kept)))
             else:
                 data = refs[0][place if place else (0,)]
             return Value(data != 0 if dtype == jnp.bool_ else data, names)
@@ -216,7 +218,7 @@ class _Call:
         return _Operand((array,), read, names, 0, steady, first)
 
     def _length(self, dim: int) -> int:
-        return self.layout.length(_NAMES[dim], 2)
+        return self.layout.length(NAMES[dim], 2)
 
     # --- sizes
 
@@ -226,12 +228,13 @@ class _Call:
         groups = [n for n in (2, 3, 1) if halves % n == 0]
         steps = [n for n in (2 * ROWS_EACH, ROWS_EACH) if self.blocks[self.other] % n == 0]
         tried = [(n, step) for n in groups for step in steps]
-        sums = _registers(self.plan, self.order.outputs)[0]
+        sums = _registers(self.plan, self.order.outputs)
+        products = sum(e.primitive.name == "dot_general" and self._is_pair(e.outvars[0]) for e in self.flat.jaxpr.eqns)
         for least in (2, 1):
             for n, step in tried:
                 kept, moved = self._shared(operands, n, step)
                 stages = min(_STAGES, (self.target.shared - kept) // moved if moved else _STAGES)
-                matrices = _registers(self.plan, self.order.outputs, step)[1]
+                matrices = (1 + min(products, 2)) * step // 2
                 if stages >= least and (sums + matrices <= _KEPT or step == steps[-1]):
                     return n, step, stages
         kept, moved = self._shared(operands, *tried[-1])
@@ -239,6 +242,10 @@ class _Call:
             f"what takes {kept:,} bytes of shared memory and {moved:,} more for each step, with {ROWS_EACH} queries and "
             f"keys at a time, where {self.target.generation} has {self.target.shared:,}"
         )
+
+    def _is_pair(self, variable: Any) -> bool:
+        """Whether a variable is a matrix of queries and keys."""
+        return {ROW, COL} <= set(self.names[variable])
 
     def _shared(self, operands: Sequence[_Operand], groups: int, step: int) -> tuple[int, int]:
         """Bytes of shared memory: for all of a place, and for each step."""
@@ -264,22 +271,18 @@ class _Call:
         tiles = jnp.broadcast_to(tiles, (lists, *(grid.outer[d] for d in order.inner), grid.rows, grid.cols))
         return _work.visits(tiles.reshape(lists, -1, grid.rows, grid.cols), order.order)
 
-    def __call__(self, tiles: jax.Array, arrays: Sequence[jax.Array]) -> dict[int, jax.Array]:
+    def __call__(self, tiles: jax.Array, arrays: Sequence[jax.Array]) -> list[jax.Array]:
         plan, order, grid = self.plan, self.order, self.plan.grid
         work = self.visits(tiles)
-        self.layout = Fragments(_NAMES[self.first], 0)
+        self.layout = Fragments(NAMES[self.first], 0)
         operands = [self.operand(arrays[n], plan.inputs[n]) for n in self.used]
+        named = [spec_names(s, v.aval) for s, v in zip(self._specs(), self.flat.jaxpr.invars, strict=True)]
+        self.names = labels(self.flat.jaxpr, named, [self._output_names(i) for i in order.outputs])
         self.groups, self.step, self.stages = self._sizes(operands)
         self.layout.others = self.step
         # A tile is cut along the first dimension into places, and along the other into steps; or places, in pairs.
         self.pieces, self.parts = self.blocks[self.first] // (self.groups * ROWS_EACH), self.blocks[self.other] // self.step
-        names_in = [() for _ in self.flat.jaxpr.invars]
-        for n, x in zip(self.used, operands, strict=True):
-            names_in[n + int(plan.scaled)] = x.names
-        if plan.scaled:
-            names_in[0] = tuple(self._output_names(0))
-        found = labels(self.flat.jaxpr, names_in, [self._output_names(i) for i in order.outputs])
-        self.evaluator = Evaluator(self.flat, self.layout, shape=functools.partial(self._shape, found))
+        self.evaluator = Evaluator(self.flat, self.layout, shape=self._shape)
         places = self.pieces * {"row": grid.rows, "col": grid.cols, "pair": grid.rows * grid.cols * self.parts}[order.order]
         flat = [a for x in operands for a in x.arrays]
         points = math.prod(grid.outer[d] for d in self.outer)
@@ -301,12 +304,16 @@ class _Call:
             ),
             **extra,
         )(work.tiles, work.counts, work.order, *flat)
-        return {i: self._restore(i, x) for i, x in zip(order.outputs, results, strict=True)}
+        return [self._restore(i, x) for i, x in enumerate(results)]
 
-    def _shape(self, names: dict, atom: Any) -> tuple[int, ...]:
+    def _specs(self) -> list:
+        """Those of the tile function's inputs."""
+        return [*([self.plan.outputs[0]] if self.plan.scaled else []), *self.plan.inputs]
+
+    def _shape(self, atom: Any) -> tuple[int, ...]:
         """Shape of a variable in a warpgroup's tile."""
-        found = names.get(atom) if not isinstance(atom, jax.extend.core.Literal) else None
-        if found is None:
+        found = self.names.get(atom) if not isinstance(atom, jax.extend.core.Literal) else None
+        if found is None or set(found) <= {None, FEATURE} and FEATURE in found:  # tables are not stored in lines
             return atom.aval.shape
         sizes = []
         for name, size in zip(found, atom.aval.shape, strict=True):
@@ -315,12 +322,8 @@ class _Call:
             sizes.append(1 if name is None else self.layout.length(name, size))
         return tuple(sizes)
 
-    def _output_names(self, output: int) -> list[str | None]:
-        spec, block = self.plan.outputs[output], self.plan.tile.outputs[output]
-        kept = [d for d in spec.dims if d is None or d < 0]
-        return [
-            (FEATURE if d is None else _NAMES[d]) if n > 1 else None for d, n in zip(kept, block.shape, strict=True)
-        ]
+    def _output_names(self, output: int) -> tuple[str | None, ...]:
+        return spec_names(self.plan.outputs[output], self.plan.tile.outputs[output])
 
     def _scratch(self, operands: Sequence[_Operand]) -> dict:
         transforms = (plgpu.TilingTransform((8, SWIZZLE // 2)), plgpu.SwizzleTransform(SWIZZLE))
@@ -358,21 +361,26 @@ class _Call:
 
     # --- outputs
 
+    def _order(self, i: int) -> list[int]:
+        """Axes of an output in the order in which they are written: positions of the place, others, features last."""
+        dims = self.plan.outputs[i].dims
+        return sorted(range(len(dims)), key=lambda n: 2 if dims[n] is None else int(dims[n] == self.other))
+
     def _axes(self, i: int) -> tuple[list, tuple[int, ...]]:
         """For each axis of an output as it is written its dimension, and the shape: dimensions that it is yet to be
         added up over come first, and features are whole lines."""
         plan, grid = self.plan, self.plan.grid
         spec, block = plan.outputs[i], plan.tile.outputs[i]
         lead = [d for d in self.outer if d not in spec.dims]
-        lengths, dims, shape = iter(block.shape), list(lead), [grid.outer[d] for d in lead]
-        for d in spec.dims:
-            dims.append(d)
-            if d is not None and d >= 0:
-                shape.append(grid.outer[d])
-                continue
-            n = next(lengths)
-            shape.append(n * self.counts[d] if d is not None else padded(n) if n > 1 else 1)
-        return dims, tuple(shape)
+        lengths = iter(block.shape)
+        whole = [
+            grid.outer[d] if d is not None and d >= 0
+            else next(lengths) * self.counts[d] if d is not None
+            else padded(n) if (n := next(lengths)) > 1 else 1
+            for d in spec.dims
+        ]  # fmt: skip
+        order = self._order(i)
+        return [*lead, *(spec.dims[n] for n in order)], (*(grid.outer[d] for d in lead), *(whole[n] for n in order))
 
     def _written(self, i: int) -> tuple[tuple[int, ...], Any]:
         dims, shape = self._axes(i)
@@ -382,6 +390,8 @@ class _Call:
     def _restore(self, i: int, x: jax.Array) -> jax.Array:
         spec, block = self.plan.outputs[i], self.plan.tile.outputs[i]
         x = x.sum(tuple(range(x.ndim - len(spec.dims))))
+        order = self._order(i)
+        x = x.transpose([order.index(n) for n in range(len(order))])
         lengths = iter(block.shape)
         for axis, d in enumerate(spec.dims):
             if d is None or d < 0:
@@ -609,14 +619,14 @@ class _Step:
         for i in call.order.outputs:
             names, sizes, dtype = self._held(i)
             lowest = call.plan.scaled and i == 0
-            found.append(call.layout.constant(LOWEST if lowest else 0, names, sizes, dtype))
+            found.append(call.layout.constant(LOWEST if lowest else 0.0, names, sizes, dtype))
         return tuple(found)
 
     def _held(self, i: int) -> tuple[tuple[str, ...], tuple[int, ...], Any]:
         """Names, lengths and type of the axes that an output's sum has."""
         call, block = self.call, self.call.plan.tile.outputs[i]
         axes = call._output_names(i)
-        order = call.layout.sort(tuple(axes))
+        order = call.layout.sort(axes)
         names = tuple(name for n in order if (name := axes[n]) is not None)
         sizes = tuple(call.layout.length(name, block.shape[n]) for n, name in zip(order, names, strict=True))
         return names, sizes, _sum_dtype(block.dtype)
@@ -642,7 +652,7 @@ class _Step:
             found = call.evaluator(self._arguments(None, values), shared, full)
             return tuple(self._plus(s, v, i) for s, v, i in zip(sums, found, outputs, strict=True))
         old = sums[0]
-        names = call.evaluator.held(Value(None, tuple(call._output_names(0))))
+        names = call.evaluator.held(Value(None, call._output_names(0)))
         scale = Value(old, names, call.base2, finite=True)
         new, *added = call.evaluator(self._arguments(scale, values), shared, full)
         new = self._hold(new, 0)
@@ -659,7 +669,7 @@ class _Step:
         call = self.call
         plan = call.plan
         scale, *found = sums
-        names = call.evaluator.held(Value(None, tuple(call._output_names(0))))
+        names = call.evaluator.held(Value(None, call._output_names(0)))
         scale = jnp.where(scale > LOWEST, scale * (1 / LOG2E if call.base2 else 1), -jnp.inf)
         if plan.mass is None:
             return [scale, *found]

@@ -55,11 +55,18 @@ class Lanes:
         dims = (((over[0],), (over[1],)), ((), ()))
         return lax.dot_general(x, y, dims, precision=precision, preferred_element_type=dtype)
 
+    def join(self, x: Any, y: Any) -> Any:
+        return x + y
+
     def transpose(self, data: Any) -> Any:
         return data.T
 
     def index(self, size: int) -> jax.Array:
         return lax.broadcasted_iota(jnp.int32, (1, size), 1)
+
+    def entry(self, table: Any, entry: Any) -> jax.Array:
+        here = self.index(table.shape[1]) == entry
+        return jnp.sum(jnp.where(here, table, jnp.zeros((), table.dtype)), axis=1, keepdims=True)
 
     def function(self, name: str) -> Callable | None:
         return REWRITTEN.get(name)

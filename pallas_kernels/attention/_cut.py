@@ -1,0 +1,395 @@
+"""A tile function cut in three: what is known before queries meet keys, where they meet, and what follows from sums.
+
+What depends on the queries alone, or the keys alone, or neither, and has features, is computed before, once for each
+position and not in each tile: normalized keys, an entry of a table for each head. What is computed from a sum over the
+tile is as well computed once, from the sum over all tiles: a fold adds up, so what follows a sum inside a tile function
+is linear. The kernel is left with matrices of scores, products, and vectors.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from pallas_kernels.attention._axes import COL, FEATURE, ROW
+from pallas_kernels.attention._flat import VISIBLE, Unsupported, flatten
+from pallas_kernels.attention._labels import labels
+from pallas_kernels.attention._plan import COLS, ROWS, Grid, Plan
+
+NAMES = {ROWS: ROW, COLS: COL}
+_FREE = {"convert_element_type", "transpose", "broadcast_in_dim", "reshape", "squeeze", "expand_dims"}
+"""What a kernel does with matrices of features at no cost."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CutSpec:
+    """See ``_plan.Spec``."""
+
+    dims: tuple[int | None, ...]
+    index: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CutTile:
+    """See ``_plan.Tile``."""
+
+    jaxpr: Any
+
+    @property
+    def outputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        return tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.jaxpr.out_avals)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CutPlan:
+    """See ``_plan.Plan``."""
+
+    grid: Any
+    visit: Any
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    tile: CutTile
+    scaled: bool
+    powers: tuple[int | float, ...]
+    mass: int | None
+    results: tuple[Any, ...]
+
+
+def spec_names(spec: Any, block: Any) -> tuple[str | None, ...]:
+    """Names of the axes of a block; None for those of size one."""
+    kept = [d for d in spec.dims if d is None or d < 0]
+    return tuple(
+        (FEATURE if d is None else NAMES[d]) if n > 1 else None for d, n in zip(kept, block.shape, strict=True)
+    )
+
+
+def cut(plan: Plan, outputs: Sequence[int], first: int, arrays: Sequence[jax.Array]) -> tuple[CutPlan, list, Callable]:
+    """The middle of a plan.
+
+    Args:
+        plan: of the fold.
+        outputs: those to compute.
+        first: ``ROWS`` or ``COLS``, which they are added up for.
+        arrays: the operands.
+
+    Returns:
+        A plan, its operands, and what turns its outputs into those of ``plan``.
+    """
+    return _Cut(plan, outputs, first, arrays).made()
+
+
+class _Cut:
+    def __init__(self, plan: Plan, outputs: Sequence[int], first: int, arrays: Sequence[jax.Array]):
+        self.plan, self.which, self.first, self.arrays = plan, outputs, first, arrays
+        self.other = COLS if first == ROWS else ROWS
+        self.flat = flatten(plan.tile.jaxpr, outputs)
+        self.jaxpr = self.flat.jaxpr
+        shift = int(plan.scaled)
+        self.operands = self.jaxpr.invars[shift:]
+        specs = [*([plan.outputs[0]] if plan.scaled else []), *plan.inputs]
+        self.specs = {v: s for v, s in zip(self.jaxpr.invars, specs, strict=True)}
+        self.names = labels(
+            self.jaxpr,
+            [spec_names(s, v.aval) for v, s in self.specs.items()],
+            [spec_names(plan.outputs[i], plan.tile.outputs[i]) for i in outputs],
+        )
+        self.makers = {v: e for e in self.jaxpr.eqns for v in e.outvars}
+        self.follows = {v: frozenset(d for d in s.dims if d is not None) for v, s in self.specs.items()}
+        if plan.scaled:
+            self.follows[self.jaxpr.invars[0]] |= {ROWS, COLS}
+        for v in self.jaxpr.constvars:
+            self.follows[v] = frozenset()
+        for e in self.jaxpr.eqns:
+            for v in e.outvars:
+                self.follows[v] = frozenset().union(*(self.follows[x] for x in _variables(e.invars)))
+        self.early = self._early()
+        self.totals, self.late = self._late()
+
+    # --- what belongs where
+
+    def meets(self, variable: Any) -> bool:
+        """Whether a variable depends on queries and keys."""
+        return {ROWS, COLS} <= self.follows[variable]
+
+    def _has(self, variable: Any, name: str) -> bool:
+        return name in self.names.get(variable, ())
+
+    def _early(self) -> set:
+        found = set()
+        for e in self.jaxpr.eqns:
+            features = any(self._has(v, FEATURE) for v in (*_variables(e.invars), *e.outvars))
+            if features and not self.meets(e.outvars[0]) and e.primitive.name not in _FREE | {VISIBLE}:
+                found |= set(e.outvars)
+        return found
+
+    def _late(self) -> tuple[dict, set]:
+        """Sums over the other positions, with the axes that are still to be added up, and what follows from them."""
+        totals: dict[Any, list[int]] = {}
+        late: set[Any] = set()
+        if self.plan.scaled:
+            return totals, late
+        other = NAMES[self.other]
+        for e in self.jaxpr.eqns:
+            (out, *_) = e.outvars
+            if not self.meets(out) or self._has(out, other) or e.primitive.name == VISIBLE:
+                continue
+            x, *_ = e.invars
+            if e.primitive.name == "dot_general" and self._contracts(e, other):
+                totals[out] = []
+            elif e.primitive.name == "reduce_sum" and any(self.names[x][a] == other for a in e.params["axes"]):
+                totals[out] = [int(a) for a in e.params["axes"] if self.names[x][a] != other]
+            elif e.primitive.name in _FREE and totals.get(x) == []:
+                totals[out] = []
+            elif all(v in late or v in totals for v in _variables(e.invars) if self.meets(v)):
+                late |= set(e.outvars)
+        # What the middle reads is not late, nor is what follows from that.
+        before = None
+        while before != late:
+            before = set(late)
+            for e in self.jaxpr.eqns:
+                if e.outvars[0] not in late:
+                    late -= set(_variables(e.invars))
+                elif any(self.meets(v) and v not in late and v not in totals for v in _variables(e.invars)):
+                    late -= set(e.outvars)
+        return totals, late
+
+    def _contracts(self, equation: Any, name: str) -> bool:
+        (over, _), _ = equation.params["dimension_numbers"]
+        x = equation.invars[0]
+        return not isinstance(x, core.Literal) and any(self.names[x][a] == name for a in over)
+
+    # --- running parts of it
+
+    def _run(self, wanted: Sequence[Any], env: dict) -> list[Any]:
+        """Values of variables, from those in ``env``."""
+        env = dict(env) | dict(zip(self.jaxpr.constvars, self.flat.consts, strict=True))
+
+        def value(atom: Any) -> Any:
+            if isinstance(atom, core.Literal):
+                return atom.val
+            if atom not in env:
+                equation = self.makers[atom]
+                found = equation.primitive.bind(
+                    *(value(a) for a in equation.invars), **equation.primitive.get_bind_params(equation.params)
+                )
+                found = found if equation.primitive.multiple_results else [found]
+                env.update(zip(equation.outvars, found, strict=True))
+            return env[atom]
+
+        return [value(v) for v in wanted]
+
+    def _inputs_of(self, wanted: Sequence[Any], given: Sequence[Any]) -> list[Any]:
+        """Inputs of the tile function that ``wanted`` are computed from, if ``given`` are."""
+        seen, found, left = set(given), [], _variables(wanted)
+        while left:
+            v = left.pop()
+            if v in seen:
+                continue
+            seen.add(v)
+            if v in self.makers:
+                left += _variables(self.makers[v].invars)
+            elif v in self.specs:
+                found.append(v)
+        return sorted(found, key=list(self.specs).index)
+
+    def made(self) -> tuple[CutPlan, list, Callable]:
+        outs = list(self.jaxpr.outvars)
+        sums = self._frontier(outs)
+        core_outs = [*sums, *(v for v in outs if not self._is_after(v))]
+        early = self._early_frontier(core_outs)
+        used = self._inputs_of(core_outs, early)
+        if self.plan.scaled:
+            used = [self.jaxpr.invars[0], *(v for v in used if v is not self.jaxpr.invars[0])]
+        operands = used[int(self.plan.scaled) :]
+
+        def middle(*blocks):
+            env = dict(zip([*used, *early], blocks, strict=True))
+            found = []
+            for v in core_outs:
+                rest = self.totals.get(v) if v in sums else None
+                if not rest:
+                    found.append(self._run([v], env)[0])
+                    continue
+                equation = self.makers[v]
+                (x,) = self._run([equation.invars[0]], env)
+                found.append(jnp.sum(x, axis=[a for a in equation.params["axes"] if a not in rest]))
+            return found
+
+        jaxpr = jax.make_jaxpr(middle)(*(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in [*used, *early]))
+        specs = [*(self.specs[v] for v in operands), *(self._spec(v) for v in early)]
+        places = {v: n for n, v in enumerate(self.operands)}
+        arrays = [*(self.arrays[places[v]] for v in operands), *(self._before(v) for v in early)]
+        after = [v for v in outs if self._is_after(v)]
+        dims = {v: self._after_dims(v, sums) for v in after}
+        sum_specs = []
+        for v in sums:
+            outer = sorted(set().union(*(dims[o] for o in after if v in self._frontier([o]))))
+            sum_specs.append(CutSpec((*outer, *self._sum_dims(v))))
+        tile = CutTile(jaxpr)
+        wide = [_sum_dtype(b.dtype) for b in tile.outputs]
+        direct = [i for i, v in zip(self.which, outs, strict=True) if not self._is_after(v)]
+        results = (*wide[: len(sums)], *(self.plan.results[i] for i in direct))
+        core_specs = (*sum_specs, *(self.plan.outputs[i] for i in direct))
+        made = CutPlan(
+            self.plan.grid, self.plan.visit, tuple(specs), core_specs, tile, self.plan.scaled,
+            tuple(self.plan.powers), self.plan.mass, results,
+        )  # fmt: skip
+
+        def finish(found: Sequence[jax.Array]) -> dict[int, jax.Array]:
+            computed = dict(zip(sums, zip(core_specs, found, strict=False), strict=False))
+            done = dict(zip(direct, found[len(sums) :], strict=True))
+            for i, v in zip(self.which, outs, strict=True):
+                if i not in done:
+                    done[i] = self._after(v, i, sums, computed, dims[v]).astype(self.plan.results[i])
+            return done
+
+        return made, arrays, finish
+
+    def _is_after(self, variable: Any) -> bool:
+        return not isinstance(variable, core.Literal) and (variable in self.late or bool(self.totals.get(variable)))
+
+    def _frontier(self, variables: Sequence[Any]) -> list[Any]:
+        """Sums that late variables are computed from."""
+        found, left, seen = [], [v for v in variables if self._is_after(v)], set()
+        while left:
+            v = left.pop()
+            if v in seen:
+                continue
+            seen.add(v)
+            if v in self.totals:
+                found.append(v)
+            elif v in self.late:
+                left += [x for x in _variables(self.makers[v].invars) if self.meets(x)]
+        return sorted(found, key=list(self.makers).index)
+
+    def _early_frontier(self, core_outs: Sequence[Any]) -> list[Any]:
+        """Early variables that the middle reads."""
+        found, left, seen = [], _variables(core_outs), set()
+        while left:
+            v = left.pop()
+            if v in seen:
+                continue
+            seen.add(v)
+            if v in self.early:
+                found.append(v)
+            elif v in self.makers:
+                left += _variables(self.makers[v].invars)
+        return sorted(found, key=list(self.makers).index)
+
+    # --- before
+
+    def _outer(self, variable: Any) -> list[int]:
+        return sorted(d for d in self.follows[variable] if d >= 0)
+
+    def _axis_dims(self, variable: Any) -> tuple[int | None, ...]:
+        back = {name: d for d, name in NAMES.items()}
+        return tuple(back.get(name) for name in self.names[variable])
+
+    def _spec(self, variable: Any) -> CutSpec:
+        return CutSpec((*self._outer(variable), *self._axis_dims(variable)))
+
+    def _before(self, variable: Any) -> jax.Array:
+        """An early variable for all positions."""
+        inputs = self._inputs_of([variable], [])
+        places = {v: n for n, v in enumerate(self.operands)}
+        operands = [(self.specs[v], self.arrays[places[v]]) for v in inputs]
+        side = next((d for d in (ROWS, COLS) if d in self.follows[variable]), None)
+        function = lambda *blocks: self._run([variable], dict(zip(inputs, blocks, strict=True)))[0]
+        spec = self._spec(variable)
+        if side is not None and side not in spec.dims:  # the same for all positions, as far as is known: of one of them
+            raise Unsupported("a sum over positions before queries meet keys")
+        return _mapped(function, self.plan.grid, operands, self._outer(variable), side, spec)
+
+    # --- after
+
+    def _sum_dims(self, variable: Any) -> tuple[int | None, ...]:
+        """What the axes of a sum, as the middle computes it, follow."""
+        rest = self.totals[variable]
+        if not rest:
+            return self._axis_dims(variable)
+        x, axes = self.makers[variable].invars[0], self.makers[variable].params["axes"]
+        return tuple(d for n, d in enumerate(self._axis_dims(x)) if n not in axes or n in rest)
+
+    def _after_inputs(self, variable: Any, sums: Sequence[Any]) -> list[Any]:
+        return self._inputs_of([variable], [v for v in sums if v in self._frontier([variable])])
+
+    def _after_dims(self, variable: Any, sums: Sequence[Any]) -> set[int]:
+        """Outer dimensions that an output's sums have to follow."""
+        own = self.plan.outputs[self.which[self.jaxpr.outvars.index(variable)]]
+        inputs = self._after_inputs(variable, sums)
+        return {d for v in inputs for d in self.follows[v] if d >= 0} | {d for d in own.dims if d is not None and d >= 0}
+
+    def _after(self, variable: Any, i: int, sums: list, computed: dict, dims: set) -> jax.Array:
+        """An output, from sums over all tiles."""
+        own = [v for v in sums if v in self._frontier([variable])]
+        inputs = self._after_inputs(variable, sums)
+        places = {v: n for n, v in enumerate(self.operands)}
+        operands = [*(computed[v] for v in own), *((self.specs[v], self.arrays[places[v]]) for v in inputs)]
+
+        def function(*blocks):
+            env = dict(zip(inputs, blocks[len(own) :], strict=True))
+            for v, x in zip(own, blocks, strict=False):
+                rest = self.totals[v]
+                if rest:
+                    # Axes that are left, where they are after the sum over the others.
+                    axes = self.makers[v].params["axes"]
+                    there = [n for n in range(self.makers[v].invars[0].aval.ndim) if n not in axes or n in rest]
+                    x = jnp.sum(x, axis=[there.index(n) for n in rest])
+                env[v] = x.astype(v.aval.dtype)
+            return self._run([variable], env)[0]
+
+        side = self.first if any(self.first in s.dims for s, _ in operands) else None
+        return _mapped(function, self.plan.grid, operands, sorted(dims), side, self.plan.outputs[i])
+
+
+def _mapped(
+    function: Callable, grid: Grid, operands: Sequence[tuple], outer: Sequence[int], side: int | None, spec: Any
+) -> jax.Array:
+    """A function of blocks, at all outer points and blocks of positions; added up where the result follows neither."""
+    block = {ROWS: grid.row_block, COLS: grid.col_block}
+    count = {ROWS: grid.rows, COLS: grid.cols}
+    arrays, has = [], []
+    for s, x in operands:
+        lead = [d for d in outer if d in s.dims]
+        if side is not None and side in s.dims:
+            axis = s.dims.index(side)
+            x = x.reshape(*x.shape[:axis], count[side], block[side], *x.shape[axis + 1 :])
+            dims = (*s.dims[:axis], "block", *s.dims[axis:])
+            lead.append("block")
+        else:
+            dims = s.dims
+        arrays.append(jnp.moveaxis(x, [dims.index(d) for d in lead], range(len(lead))))
+        has.append(set(lead))
+    points = [*outer, *(["block"] if side is not None else [])]
+    mapped = function
+    for d in reversed(points):
+        mapped = jax.vmap(mapped, in_axes=tuple(0 if d in h else None for h in has))
+    found = mapped(*arrays)
+    gone = tuple(n for n, d in enumerate(points) if (side not in spec.dims if d == "block" else d not in spec.dims))
+    found = found.astype(_sum_dtype(found.dtype)).sum(gone) if gone else found
+    left = [d for n, d in enumerate(points) if n not in gone]
+    # From points and the block's axes to the result's: the block's number stands before its positions.
+    sources = []
+    for axis, d in enumerate(spec.dims):
+        if d is not None and d >= 0:
+            sources.append([left.index(d)])
+            continue
+        place = len(left) + sum(e is None or e < 0 for e in spec.dims[:axis])
+        sources.append([left.index("block"), place] if d == side and side is not None else [place])
+    found = found.transpose([n for group in sources for n in group])
+    sizes, shape = iter(found.shape), []
+    for group in sources:
+        shape.append(functools.reduce(lambda x, y: x * y, [next(sizes) for _ in group]))
+    return found.reshape(shape)
+
+
+def _variables(atoms: Sequence[Any]) -> list[Any]:
+    return [a for a in atoms if not isinstance(a, core.Literal)]
+
+
+def _sum_dtype(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else jnp.dtype(dtype)

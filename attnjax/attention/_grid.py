@@ -10,6 +10,7 @@ input has the input's own spec. Everything else here (slicing, vectorizing) is d
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,7 @@ class Grid:
     def points(self) -> int:
         return math.prod(self.outer)
 
-    def coordinates(self, point: jax.Array | int) -> dict[int, jax.Array]:
+    def coordinates(self, point: Any) -> dict[int, Any]:
         """Outer coordinates of a flat index, last dimension fastest."""
         found = {}
         for dim in reversed(range(len(self.outer))):

@@ -1,10 +1,11 @@
-"""Whether attention compiles for a TPU that is not there, and what it costs: python -m attnjax.aot --help.
+"""Whether attention compiles for a chip that is not there, and what it costs: python -m attnjax.aot --help.
 
-Needs the extra ``aot`` (libtpu's compiler), in an environment of its own.
+Needs the extra ``aot`` (the compilers for TPU and CUDA), in an environment of its own.
 """
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import time
@@ -20,7 +21,7 @@ from attnjax.attention import BlockSizes, attend, masks
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m attnjax.aot", description=__doc__)
-    parser.add_argument("--target", default="v5e", help="TPU generation: v4, v5e, v5p, v6e or 7x")
+    parser.add_argument("--target", default="v5e", help="TPU v4, v5e, v5p, v6e or 7x; GPU h100 or h200")
     parser.add_argument("--batch", type=int, default=1, help="B")
     parser.add_argument("--queries", type=int, default=4096, help="T")
     parser.add_argument("--keys", type=int, help="S; T by default")
@@ -64,11 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
     """
     given = _parser().parse_args(arguments)
     mask = _mask(given.mask)
-    from pallas_kernels import Target, _topology, compile_for
+    from pallas_kernels import _topology, compile_for
     from pallas_kernels._schedule import dump_flags
+    from pallas_kernels._target import named
 
     try:
-        target = Target("tpu", given.target, exponential=given.exponential)
+        target = named(given.target, exponential=given.exponential)
     except ValueError as error:
         print(f"--target or --exponential: {error}", file=sys.stderr)
         return 2
@@ -77,6 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["LIBTPU_INIT_ARGS"] = " ".join(
             filter(None, [os.environ.get("LIBTPU_INIT_ARGS"), dump_flags(folder)])
         )
+        os.environ |= {"MOSAIC_GPU_DUMP_TO": folder, "MOSAIC_GPU_DUMP_PTXAS": "1"}
         try:
             device = _topology.devices(target)[0]
         except RuntimeError as error:
@@ -90,13 +93,23 @@ def main(arguments: list[str] | None = None) -> int:
         except Exception as error:  # whatever the compiler says is the answer
             print(f"does not compile for {given.target}: {type(error).__name__}: {error}")
             return 1
-        _report(given, mask, compiled, time.perf_counter() - begin, Path(folder))
+        memory = compiled.memory_analysis()
+        print(f"compiles for {given.target} in {time.perf_counter() - begin:.1f} s (with the schedule written)")
+        print(f"arguments {memory.argument_size_in_bytes:,} bytes, outputs {memory.output_size_in_bytes:,}")
+        print(f"temporary {memory.temp_size_in_bytes:,} bytes")
+        if target.platform == "tpu":
+            _report_schedules(given, mask, memory, Path(folder))
+        else:
+            _report_registers(Path(folder))
     return 0
 
 
 def _request(given: Any, mask: Any) -> tuple[Any, list[jax.ShapeDtypeStruct]]:
-    """The function that is compiled, of arrays with heads before positions, and the shapes of its arguments."""
-    turn = lambda x: jnp.swapaxes(x, 1, 2)
+    """The function that is compiled, of arrays as its kernels read them, and the shapes of its arguments."""
+    from pallas_kernels._target import SHARED
+
+    heads_first = given.target not in SHARED
+    turn = (lambda x: jnp.swapaxes(x, 1, 2)) if heads_first else lambda x: x
     sizes = BlockSizes(given.block_q, given.block_kv) if given.block_q or given.block_kv else None
 
     def forward(q, k, v):
@@ -108,20 +121,32 @@ def _request(given: Any, mask: Any) -> tuple[Any, list[jax.ShapeDtypeStruct]]:
 
     keys, kv_heads = given.keys or given.queries, given.kv_heads or given.heads
     value_width = given.value_width or given.width
-    of = lambda heads, length, width: jax.ShapeDtypeStruct((given.batch, heads, length, width), jnp.dtype(given.dtype))
+
+    def of(heads, length, width):
+        lengths = (heads, length) if heads_first else (length, heads)
+        return jax.ShapeDtypeStruct((given.batch, *lengths, width), jnp.dtype(given.dtype))
+
     q = of(given.heads, given.queries, given.width)
     shapes = [q, of(kv_heads, keys, given.width), of(kv_heads, keys, value_width)]
     return (forward, shapes) if given.forward else (backward, [*shapes, of(given.heads, given.queries, value_width)])
 
 
-def _report(given: Any, mask: Any, compiled: Any, seconds: float, folder: Path) -> None:
+def _report_registers(folder: Path) -> None:
+    for path in sorted(folder.glob("*.ptxas")):
+        text = path.read_text()
+        stores, loads, used = (
+            max([int(n) for n in re.findall(pattern, text)], default=0)
+            for pattern in (r"(\d+) bytes spill stores", r"(\d+) bytes spill loads", r"Used (\d+) registers")
+        )
+        print(
+            f"{path.stem}: {used} registers a thread at the start; spills {stores} bytes of stores and {loads} of loads"
+        )
+
+
+def _report_schedules(given: Any, mask: Any, memory: Any, folder: Path) -> None:
     from attnjax.attention._block_map import block_map, kinds
     from pallas_kernels._schedule import BANDWIDTH, CLOCK, cycles, read_all
 
-    memory = compiled.memory_analysis()
-    print(f"compiles for {given.target} in {seconds:.1f} s (with the schedule written)")
-    print(f"arguments {memory.argument_size_in_bytes:,} bytes, outputs {memory.output_size_in_bytes:,}")
-    print(f"temporary {memory.temp_size_in_bytes:,} bytes")
     schedules = {name: s for name, s in read_all(folder, given.target).items() if name.startswith("fold")}
     block_q, block_kv = given.block_q or 512, given.block_kv or 512
     keys = given.keys or given.queries

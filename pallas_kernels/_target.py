@@ -93,7 +93,23 @@ def compile_for(target: Target) -> Iterator[None]:
 def current() -> Target | None:
     """The target of this context, or of the default device; None where no kernel runs on it."""
     forced = _forced.get()
-    if forced is not None or jax.default_backend() != "tpu":
+    if forced is not None:
         return forced
-    generation = _KINDS.get(jax.devices()[0].device_kind)
-    return Target("tpu", generation) if generation is not None else None
+    device = jax.devices()[0]
+    if device.platform == "tpu":
+        generation = _KINDS.get(device.device_kind)
+        return None if generation is None else Target("tpu", generation)
+    if device.platform == "gpu" and getattr(device, "compute_capability", None) == "9.0":
+        return Target("gpu", "h200" if "H200" in device.device_kind else "h100")
+    return None
+
+
+def named(generation: str, **options: Any) -> Target:
+    """The target of a generation of TPU or GPU.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if generation not in (*VMEM, *SHARED):
+        raise ValueError(f"generation: got {generation!r}, want one of {[*VMEM, *SHARED]}")
+    return Target("gpu" if generation in SHARED else "tpu", generation, **options)

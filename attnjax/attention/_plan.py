@@ -107,8 +107,8 @@ def _pallas_refusal(request: Request) -> str | None:
     target = current()
     if target is None:
         return (
-            f"it needs a TPU v4 or newer and this is {jax.devices()[0].device_kind}; use implementation='blocks', the "
-            "same algorithm in XLA, or run the kernels interpreted: "
+            f"it needs a TPU v4 or newer, or a Hopper GPU, and this is {jax.devices()[0].device_kind}; use "
+            "implementation='blocks', the same algorithm in XLA, or run the kernels interpreted: "
             "with pallas_kernels.compile_for(Target('tpu', interpret=True))"
         )
     if request.q.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
@@ -142,6 +142,9 @@ def choose(request: Request) -> Choice:
         return _with_tiles(request, wanted, ())
     reasons = []
     for form in ("pallas", "cudnn"):
+        if form == "pallas" and _kernel_platform() == "gpu":
+            reasons.append("pallas: the kernels for GPU were compiled, never timed; ask for them by name")
+            continue
         why = refusal(request, form)
         if why is None:
             return _with_tiles(request, form, tuple(reasons))

@@ -488,7 +488,7 @@ def _is_narrow(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits == 16
 
 
-def _array(data: Any, dtype: Any) -> jax.Array:
+def _array(data: Any, dtype: Any) -> Any:
     """Data as an array; known numbers in the type of the others."""
     if isinstance(data, (bool, np.bool_)):
         return jnp.asarray(data)
@@ -500,7 +500,7 @@ def _pair(numbers: Sequence[int]) -> tuple[int, int]:
     return a, b
 
 
-def _astype(data: jax.Array, dtype: Any) -> jax.Array:
+def _astype(data: Any, dtype: Any) -> Any:
     if data.dtype == jnp.bool_:
         return jnp.where(data, jnp.ones((), dtype), jnp.zeros((), dtype))
     return data != 0 if dtype == jnp.bool_ else data.astype(dtype)

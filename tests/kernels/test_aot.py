@@ -1,4 +1,4 @@
-"""The kernels, compiled by the TPU's own compiler for chips that are not there: python -m pytest -m aot tests/kernels."""
+"""The kernels, compiled by the real compilers for chips that are not there: python -m pytest -m aot tests/kernels."""
 
 import functools
 import subprocess
@@ -11,7 +11,8 @@ import pytest
 
 from attnjax import attend, masks, scores
 from attnjax.attention import _pallas
-from pallas_kernels import Target, compile_for
+from pallas_kernels import compile_for
+from pallas_kernels._target import SHARED, named
 from pallas_kernels._topology import TOPOLOGIES, compile_on, devices, prepare
 from pallas_kernels.attention import Unsupported, fold
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.aot
 @functools.cache
 def device(generation: str):
     prepare()
-    return devices(Target("tpu", generation))[0]
+    return devices(named(generation))[0]
 
 
 def compiled(generation: str, function, *shapes):
@@ -35,7 +36,7 @@ def compiled(generation: str, function, *shapes):
             reasons.append(str(error))
             raise
 
-    with compile_for(Target("tpu", generation)), mock.patch.object(_pallas, "fold", watched):
+    with compile_for(named(generation)), mock.patch.object(_pallas, "fold", watched):
         found = compile_on(device(generation), function, *shapes)
     assert reasons == []
     return found
@@ -64,7 +65,7 @@ def backward(**knobs):
     return both
 
 
-GENERATIONS = list(TOPOLOGIES)
+GENERATIONS = [*TOPOLOGIES, *SHARED]
 
 
 @pytest.mark.parametrize("width", [64, 128, 256])
@@ -129,6 +130,13 @@ def test_the_command():
     done = run_command("--target", "v5p", "--queries", "2048", "--heads", "2")
     assert done.returncode == 0, done.stderr
     wanted = ("compiles for v5p", "temporary ", "bundles a tile of 512 x 512", "10 of 16 tiles")
+    assert all(words in done.stdout for words in wanted), done.stdout
+
+
+def test_the_command_for_a_gpu():
+    done = run_command("--target", "h100", "--queries", "2048", "--heads", "2")
+    assert done.returncode == 0, done.stderr
+    wanted = ("compiles for h100", "temporary ", "fold_scaled_row_by_1", "spills 0 bytes of stores and 0 of loads")
     assert all(words in done.stdout for words in wanted), done.stdout
 
 

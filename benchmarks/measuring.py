@@ -7,7 +7,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,34 @@ class WrongValues(Exception):
     """An implementation's values are not those of the reference; its speed is of no interest."""
 
 
-def alternate(functions: Runs, repetitions: int) -> dict[str, Any]:
-    """Milliseconds of functions that run in turns, A B B A, and ratios to the first within a turn, as medians."""
+def alternate(
+    functions: Runs,
+    repetitions: int,
+    calls: Mapping[str, int] | None = None,
+    wait: Callable[[Any], Any] = jax.block_until_ready,
+    compiled: bool = False,
+) -> dict[str, Any]:
+    """Milliseconds of functions that run in turns, A B B A, and ratios to the first within a turn, as medians.
+
+    Args:
+        functions: what to time, by name.
+        repetitions: turns.
+        calls: of how many calls in a row, with one wait at their end, the mean is taken; 1 where not named. A device
+            that runs calls after the host has gone on is kept busy by them.
+        wait: waits for the result of a call, and for all calls before it.
+        compiled: every function has run before; otherwise the first turn, which compiles, is left out.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(repetitions + 1):
+    for turn in range(int(compiled), repetitions + 1):
         for name, function in functions.items() if turn % 2 else reversed(functions.items()):
-            jax.block_until_ready(function())
+            wait(function())
             begin = time.perf_counter()
-            jax.block_until_ready(function())
-            if turn > 0:  # the first compiles
-                times[name].append(1e3 * (time.perf_counter() - begin))
+            count = (calls or {}).get(name, 1)
+            for _ in range(count - 1):
+                function()
+            wait(function())
+            if turn > 0:
+                times[name].append(1e3 * (time.perf_counter() - begin) / count)
     first = times[next(iter(times))]
     ratio = lambda other: statistics.median(b / a for a, b in zip(first, other, strict=True))
     return {
@@ -39,6 +57,13 @@ def alternate(functions: Runs, repetitions: int) -> dict[str, Any]:
         "ratio_to_first": {name: ratio(found) for name, found in times.items()},
         "repetitions": repetitions,
     }
+
+
+def calls_within(function: Callable[[], Any], seconds: float, wait: Callable[[Any], Any], most: int = 200) -> int:
+    """How many calls fill that time, by one of them; the function has run before."""
+    begin = time.perf_counter()
+    wait(function())
+    return max(1, min(most, round(seconds / (time.perf_counter() - begin))))
 
 
 def relative_error(got: Any, want: Any) -> float:

@@ -61,6 +61,11 @@ class Target:
         return VMEM[self.generation]
 
     @property
+    def processors(self) -> int:
+        """Processors of a GPU that each run a block of threads."""
+        return 132
+
+    @property
     def shared(self) -> int:
         """Bytes of shared memory of a GPU."""
         return SHARED[self.generation]

@@ -61,7 +61,8 @@ def refusal(request: Any, block_q: int, block_kv: int, target: Target) -> str | 
     """
     lengths = {"q": (block_q, request.q.shape[-3]), "kv": (block_kv, request.k.shape[-3])}
     for name, (block, length) in lengths.items():
-        if target.platform == "tpu" and block % LANES and block != length and not target.interpret:
+        fits = block % LANES == 0 or block == length or (name == "q" and block == 1)
+        if target.platform == "tpu" and not fits and not target.interpret:
             return _tiles_refused(request, f"BlockSizes({name}={block}) is no multiple of {LANES}")
     parts = (request.q, request.k, request.v, request.mask, request.score, request.normalizer, request.scale)
     leaves, structure = jax.tree.flatten((*parts, request.stats))

@@ -25,6 +25,9 @@ DENSE_ENTRIES = 512 * 512
 LANES = 128
 """Tiles of kernels are multiples of it, or as long as the arrays."""
 
+FEW, MANY = 8, 512
+"""Up to so many queries against at least so many keys are packed together with heads, by kernels."""
+
 FINE = 256
 """Queries and keys of the smallest tile that the default considers."""
 
@@ -216,6 +219,9 @@ def default_tiles(request: Request, form: str) -> tuple[int, int]:
     if form == "rows":
         return _even(queries, max(1, min(queries, 2**19 // keys))), keys
     if form == "pallas":
+        if queries <= FEW and keys >= MANY:
+            # One query in a tile: the kernels pack queries and the heads of a group into one.
+            return 1, LANES if _kernel_platform() == "gpu" else min(LANES * (-(-keys // LANES)), 512)
         if _kernel_platform() == "gpu":
             return LANES, LANES
         return tuple(-(-_even(n, 512) // LANES) * LANES for n in (queries, keys))  # type: ignore[return-value]

@@ -1,12 +1,14 @@
 """A fold as fused kernels."""
 
+import math
 from collections.abc import Sequence
 
 import jax
 
 from pallas_kernels._target import Target
 from pallas_kernels.attention import _gpu, _tpu
-from pallas_kernels.attention._plan import Plan
+from pallas_kernels.attention._decode import Changed, packed, split
+from pallas_kernels.attention._plan import COLS, ROWS, Plan
 
 
 def fold(plan: Plan, tiles: jax.Array, arrays: Sequence[jax.Array], target: Target) -> tuple[jax.Array, ...]:
@@ -26,8 +28,31 @@ def fold(plan: Plan, tiles: jax.Array, arrays: Sequence[jax.Array], target: Targ
     Raises:
         Unsupported: the tile function, or the shape of its blocks, is none that the kernels run.
     """
+    if plan.grid.row_block == 1:
+        return _changed(packed(plan, tiles, arrays, 64 if target.platform == "gpu" else 8), plan, target)
+    pieces = _pieces(plan, target)
+    if pieces > 1:
+        return _changed(split(plan, tiles, arrays, pieces), plan, target)
     run = _tpu.run if target.platform == "tpu" else _gpu.run
     return run(plan, tiles, arrays, target)
+
+
+def _changed(changed: Changed, plan: Plan, target: Target) -> tuple[jax.Array, ...]:
+    """Outputs of a plan by one made of it."""
+    made, tiles, arrays, restore = changed
+    found = restore(fold(made, tiles, arrays, target))
+    return tuple(x.astype(r) for x, r in zip(found, plan.results, strict=True))
+
+
+def _pieces(plan: Plan, target: Target) -> int:
+    """Into how many stretches keys are split, so that all of a GPU's processors have something to do."""
+    if target.platform != "gpu" or any(COLS in s.dims for s in plan.outputs):
+        return 1
+    if any(ROWS not in s.dims for s in plan.outputs):
+        return 1
+    blocks = math.prod(plan.grid.outer) * plan.grid.rows
+    most = min(target.processors // blocks, plan.grid.cols // 4)
+    return max((n for n in range(1, most + 1) if plan.grid.cols % n == 0), default=1)
 
 
 def check(plan: Plan, tiles: jax.ShapeDtypeStruct, arrays: Sequence[jax.ShapeDtypeStruct], target: Target) -> None:

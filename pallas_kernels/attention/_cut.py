@@ -6,7 +6,6 @@ tile is as well computed once, from the sum over all tiles: a fold adds up, so w
 is linear. The kernel is left with matrices of scores, products, and vectors.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,59 +14,17 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from pallas_kernels.attention._axes import COL, FEATURE, ROW
+from pallas_kernels.attention._axes import FEATURE
 from pallas_kernels.attention._flat import VISIBLE, Unsupported, flatten
 from pallas_kernels.attention._labels import labels
+from pallas_kernels.attention._made import NAMES, MadePlan, MadeSpec, MadeTile, spec_names
 from pallas_kernels.attention._plan import COLS, ROWS, Grid, Plan
 
-NAMES = {ROWS: ROW, COLS: COL}
 _FREE = {"convert_element_type", "transpose", "broadcast_in_dim", "reshape", "squeeze", "expand_dims"}
 """What a kernel does with matrices of features at no cost."""
 
 
-@dataclasses.dataclass(frozen=True)
-class CutSpec:
-    """See ``_plan.Spec``."""
-
-    dims: tuple[int | None, ...]
-    index: bool = False
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class CutTile:
-    """See ``_plan.Tile``."""
-
-    jaxpr: Any
-
-    @property
-    def outputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        return tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.jaxpr.out_avals)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class CutPlan:
-    """See ``_plan.Plan``."""
-
-    grid: Any
-    visit: Any
-    inputs: tuple[Any, ...]
-    outputs: tuple[Any, ...]
-    tile: CutTile
-    scaled: bool
-    powers: tuple[int | float, ...]
-    mass: int | None
-    results: tuple[Any, ...]
-
-
-def spec_names(spec: Any, block: Any) -> tuple[str | None, ...]:
-    """Names of the axes of a block; None for those of size one."""
-    kept = [d for d in spec.dims if d is None or d < 0]
-    return tuple(
-        (FEATURE if d is None else NAMES[d]) if n > 1 else None for d, n in zip(kept, block.shape, strict=True)
-    )
-
-
-def cut(plan: Plan, outputs: Sequence[int], first: int, arrays: Sequence[jax.Array]) -> tuple[CutPlan, list, Callable]:
+def cut(plan: Plan, outputs: Sequence[int], first: int, arrays: Sequence[jax.Array]) -> tuple[MadePlan, list, Callable]:
     """The middle of a plan.
 
     Args:
@@ -196,7 +153,7 @@ class _Cut:
                 found.append(v)
         return sorted(found, key=list(self.specs).index)
 
-    def made(self) -> tuple[CutPlan, list, Callable]:
+    def made(self) -> tuple[MadePlan, list, Callable]:
         outs = list(self.jaxpr.outvars)
         sums = self._frontier(outs)
         core_outs = [*sums, *(v for v in outs if not self._is_after(v))]
@@ -228,13 +185,13 @@ class _Cut:
         sum_specs = []
         for v in sums:
             outer = sorted(set().union(*(dims[o] for o in after if v in self._frontier([o]))))
-            sum_specs.append(CutSpec((*outer, *self._sum_dims(v))))
-        tile = CutTile(jaxpr)
+            sum_specs.append(MadeSpec((*outer, *self._sum_dims(v))))
+        tile = MadeTile(jaxpr)
         wide = [_sum_dtype(b.dtype) for b in tile.outputs]
         direct = [i for i, v in zip(self.which, outs, strict=True) if not self._is_after(v)]
         results = (*wide[: len(sums)], *(self.plan.results[i] for i in direct))
         core_specs = (*sum_specs, *(self.plan.outputs[i] for i in direct))
-        made = CutPlan(
+        made = MadePlan(
             self.plan.grid, self.plan.visit, tuple(specs), core_specs, tile, self.plan.scaled,
             tuple(self.plan.powers), self.plan.mass, results,
         )  # fmt: skip
@@ -289,8 +246,8 @@ class _Cut:
         back = {name: d for d, name in NAMES.items()}
         return tuple(back.get(name) for name in self.names[variable])
 
-    def _spec(self, variable: Any) -> CutSpec:
-        return CutSpec((*self._outer(variable), *self._axis_dims(variable)))
+    def _spec(self, variable: Any) -> MadeSpec:
+        return MadeSpec((*self._outer(variable), *self._axis_dims(variable)))
 
     def _before(self, variable: Any) -> jax.Array:
         """An early variable for all positions."""

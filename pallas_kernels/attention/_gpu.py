@@ -20,10 +20,11 @@ from pallas_kernels import _compat
 from pallas_kernels._target import Target
 from pallas_kernels.attention import _work
 from pallas_kernels.attention._axes import COL, FEATURE, LOG2E, ROW, Evaluator, Value
-from pallas_kernels.attention._cut import NAMES, cut, spec_names
+from pallas_kernels.attention._cut import cut
 from pallas_kernels.attention._flat import TooLarge, Unsupported, flatten
 from pallas_kernels.attention._fragments import PARTS, ROWS_EACH, SWIZZLE, Fragments, Listed, Product, Stored, padded
 from pallas_kernels.attention._labels import labels
+from pallas_kernels.attention._made import NAMES, spec_names
 from pallas_kernels.attention._passes import Pass
 from pallas_kernels.attention._plan import COLS, ROWS, Plan
 from pallas_kernels.attention._tpu import LOWEST

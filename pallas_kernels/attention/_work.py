@@ -84,10 +84,10 @@ class WorkList:
 
 def merge(tiles: jax.Array) -> jax.Array:
     """Tiles ``[L, ...]`` of several lists as those of one ``[1, ...]``: empty or full only where all are."""
-    return _together(tiles, 0)[None].astype(tiles.dtype)
+    return together(tiles, 0)[None].astype(tiles.dtype)
 
 
-def _together(tiles: jax.Array, axis: int) -> jax.Array:
+def together(tiles: jax.Array, axis: int) -> jax.Array:
     """The kind of all tiles along an axis as one."""
     return jnp.where(tiles.max(axis) == 0, 0, jnp.where(tiles.min(axis) == 2, 2, 1))
 
@@ -145,7 +145,7 @@ def _grouped(tiles: jax.Array, axis: int, group: int) -> tuple[jax.Array, jax.Ar
     axis += 1
     weights = (1 << jnp.arange(group, dtype=jnp.int32)).reshape([-1 if i == axis else 1 for i in range(tiles.ndim)])
     bits = (tiles == 1) * weights + (tiles == 2) * (weights << group)
-    return _together(tiles, axis).astype(jnp.int32), bits.sum(axis, dtype=jnp.int32)
+    return together(tiles, axis).astype(jnp.int32), bits.sum(axis, dtype=jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)

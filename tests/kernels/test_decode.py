@@ -1,0 +1,84 @@
+"""Few queries against many keys, by kernels: heads packed into rows, keys split over a GPU's processors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attnjax import attend, masks, normalizers, scores
+from pallas_kernels import Target, _compat, compile_for
+from pallas_kernels.attention import _api
+from tests.tolerances import assert_close
+
+TARGETS = [
+    Target("tpu", interpret=True),
+    pytest.param(
+        Target("gpu", "h100", interpret=True),
+        marks=pytest.mark.skipif(not _compat.can_interpret(), reason="this jax does not interpret kernels for GPU"),
+    ),
+]
+
+
+def by_kernels(target: Target, function):
+    with compile_for(target), jax.disable_jit(target.platform == "gpu"):
+        return function()
+
+
+def inputs(queries: int, keys: int = 1024):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    return draw(2, queries, 6, 32), draw(2, keys, 2, 32), draw(2, keys, 2, 16)
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.platform)
+def test_decoding_equals_the_dense_form(target, queries):
+    """A cache filled to another length in each sequence, a slope for each head, statistics."""
+    q, k, v = inputs(queries)
+    filled = jnp.array([700, 1000])
+    mask = masks.from_function(lambda batch, head, t, s: s < filled[batch])
+    score = scores.dot_product() >> scores.alibi(jnp.linspace(0.01, 0.3, 6))
+    of = lambda form: attend(q, k, v, mask=mask, score=score, implementation=form, stats=("logsumexp", "entropy"))
+    want, want_stats = of("dense")
+    got, stats = by_kernels(target, lambda: of("pallas"))
+    assert_close(got, want)
+    for name in stats:
+        assert_close(stats[name], want_stats[name])
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.platform)
+def test_decoding_without_softmax(target):
+    q, k, v = inputs(2)
+    of = lambda form: attend(q, k, v, normalizer=normalizers.sigmoid(), implementation=form)
+    assert_close(by_kernels(target, lambda: of("pallas")), of("dense"))
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.platform)
+def test_a_sequence_that_sees_nothing_is_zero(target):
+    q, k, v = inputs(1)
+    mask = masks.from_array(jnp.array([True, False])[:, None, None, None])
+    of = lambda form: attend(q, k, v, mask=mask, implementation=form)
+    got = by_kernels(target, lambda: of("pallas"))
+    assert_close(got[0], of("dense")[0])
+    assert not np.asarray(got[1]).any()
+
+
+@pytest.mark.skipif(not _compat.can_interpret(), reason="this jax does not interpret kernels for GPU")
+def test_keys_are_split_on_a_gpu_so_that_scores_of_any_size_keep_their_digits(monkeypatch):
+    """Scores in the thousands: logs of stretches' masses would lose four digits."""
+    pieces = []
+    split = _api.split
+    monkeypatch.setattr(_api, "split", lambda *x: pieces.append(x[-1]) or split(*x))
+    q, k, v = inputs(1)
+    score = scores.dot_product() >> scores.bias(jnp.full((1, 1, 1), 3000.0))
+    got = by_kernels(TARGETS[1].values[0], lambda: attend(q, k, v, score=score, implementation="pallas"))
+    assert set(pieces) == {2}
+    assert_close(got, attend(q, k, v, implementation="dense"), kind="derivative")
+
+
+def test_gradients_of_few_queries_are_streamed():
+    q, k, v = inputs(2)
+    of = lambda form: jax.grad(lambda *x: attend(*x, implementation=form).sum(), (0, 1, 2))(q, k, v)
+    with compile_for(TARGETS[0]):
+        got = of("pallas")
+    jax.tree.map(lambda a, b: assert_close(a, b, kind="derivative"), got, of("dense"))

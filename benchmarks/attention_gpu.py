@@ -258,15 +258,13 @@ def mask_of(problem: Problem) -> masks.Mask | None:
 
 @contextlib.contextmanager
 def kernels(config: Config) -> Iterator[str]:
-    """What kernels run within the context: compiled on a GPU, else interpreted, which is for ``quick`` alone.
+    """What kernels run within the context: the GPU's, else interpreted ones, which are for ``quick`` alone.
 
     Raises:
         SystemExit: there is no GPU, and sizes are not those of ``quick``.
     """
     if jax.default_backend() == "gpu":
-        generation = "h200" if "H200" in jax.devices()[0].device_kind else "h100"
-        with compile_for(Target("gpu", generation)):
-            yield "compiled"
+        yield "compiled"
     elif not config.quick:
         raise SystemExit(f"this needs a Hopper GPU and finds {jax.devices()[0].device_kind}; --quick runs anywhere")
     elif _compat.can_interpret():  # whose callbacks are in an order that no jit knows of
@@ -414,7 +412,8 @@ def calls_of(function: Callable, data: Data, kind: Kind) -> tuple[Callable, tupl
 def in_jax(function: Callable, data: Data, kind: Kind) -> Competitor:
     called, arguments = calls_of(function, data, kind)
     memory = {}
-    if not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+    settings: Any = jax.config
+    if not settings.jax_disable_jit:
         called = jax.jit(called).lower(*arguments).compile()
         found: Any = called.memory_analysis()
         memory = {"temporary_bytes": found.temp_size_in_bytes} if found is not None else {}
@@ -434,15 +433,15 @@ def like_jax_nn(attention: Callable, problem: Problem, bias_type: Any = None) ->
     knobs: dict[str, Any] = {"is_causal": case.causal}
     if case.window:
         knobs["local_window_size"] = (problem.window, 0)
-    t, s = jnp.arange(problem.queries)[:, None], jnp.arange(problem.keys)[None]
 
     def run(q, k, v, *learned):
         bias = mask = None
         if case.segments:
-            ids = jnp.asarray(problem.segment_ids)
+            ids = jax.lax.optimization_barrier(jnp.asarray(problem.segment_ids))  # else XLA folds a T x S constant
             mask = (ids[:, None] == ids[None])[None, None]
         if case.learned == "slopes":
-            bias = (-learned[0][:, None, None] * jnp.abs(t - s)[None])[None].astype(bias_type)
+            distance = jnp.abs(jnp.arange(problem.queries)[:, None] - jnp.arange(problem.keys)[None])
+            bias = (-learned[0][:, None, None] * distance[None])[None].astype(bias_type or jnp.float32)
         elif case.learned == "bias":
             bias = learned[0][None]
         return attention(q, k, v, bias, mask, **knobs)
@@ -458,7 +457,8 @@ def _small_enough(config: Config, problem: Problem) -> None:
 def jax_nn(backend: str, config: Config, problem: Problem, data: Data, kind: Kind) -> Competitor:
     if backend == "xla" or problem.case.segments or problem.case.learned:
         _small_enough(config, problem)
-    attention: Any = functools.partial(jax.nn.dot_product_attention, implementation=backend)  # type: ignore[call-overload]
+    function: Any = jax.nn.dot_product_attention
+    attention = functools.partial(function, implementation=backend)
     bias_type = problem.dtype if backend == "cudnn" else None  # it wants that of the queries
     return in_jax(like_jax_nn(attention, problem, bias_type), data, kind)
 
@@ -573,12 +573,21 @@ PEERS: dict[str, Callable[[Config, Problem, Data, Kind], Competitor]] = {
 }
 
 
+def message_of(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:300]
+
+
 def absence(peer: str) -> str | None:
     """Why a peer does not run here, or None."""
     package = peer.split()[0].partition(".")[0]
     if importlib.util.find_spec(package) is None:
         return f"{package} is not installed"
-    if package == "torch" and not importlib.import_module("torch").cuda.is_available():
+    try:
+        module: Any = importlib.import_module(package)
+    except Exception as error:  # built for another machine, say
+        return message_of(error)
+    if package == "torch" and not module.cuda.is_available():
         return "torch sees no CUDA device"
     if peer == "jax.nn cudnn" and jax.default_backend() != "gpu":
         return "jax sees no GPU"
@@ -652,16 +661,11 @@ def units(config: Config) -> list[Unit]:
     return sorted(every, key=rank)
 
 
-def message_of(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:300]
-
-
 class Gate:
     """Whether a pass has the right values, at a moderate length; found once for each case, width and pass."""
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, tell: Callable[[str], Any]):
+        self.config, self.tell = config, tell
         self.found: dict[tuple[Name, int, Kind], dict[str, Any]] = {}
 
     def __call__(self, unit: Unit) -> dict[str, Any]:
@@ -673,6 +677,8 @@ class Gate:
             except Exception as error:  # a kernel that does not compile or run must not end the others' measurement
                 row |= {"passed": False, "message": message_of(error)}
             self.found[unit.name, unit.width, kind] = row
+            errors = ", ".join(f"{part} {error:.1e}" for part, error in row.get("errors", {}).items())
+            self.tell(f"values of {unit.name}, H={unit.width}, {kind}: {errors} {row['message']}")
         return self.found[unit.name, unit.width, kind]
 
     def _errors(self, name: Name, width: int, kind: Kind) -> dict[str, Any]:
@@ -840,19 +846,8 @@ def line_of(row: dict[str, Any]) -> list[str]:
 
 
 def times_table(rows: list[dict[str, Any]]) -> Table:
-    heads = (
-        "case",
-        "H",
-        "T",
-        "pass",
-        "ms",
-        "TFLOP/s, GB/s",
-        "temporary MB",
-        "best peer",
-        "its time over ours",
-        "remarks",
-    )
-    table = Table(*heads, title="times of attnjax's kernels")
+    columns = "case, H, T, pass, ms, TFLOP/s or GB/s, temporary MB, best peer, its time over ours, remarks"
+    table = Table(*columns.split(", "), title="times of attnjax's kernels")
     for row in rows:
         table.add_row(*line_of(row))
     return table
@@ -912,13 +907,15 @@ def main(config: Config) -> dict[str, Any]:
     begin = time.monotonic()
     if config.quick:
         config = dataclasses.replace(config, **QUICK)
+    else:  # leaves torch its share; jax reads it at its first use of the device
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
     console = Console(width=160)
     missing = {name: absence(name) for name in config.peers}
     peers = tuple(name for name, why in missing.items() if why is None)
     with kernels(config) as how:
         report = opening(config, how, {name: why or "present" for name, why in missing.items()})
         console.print(f"{report['device_kind']}, kernels {how}; {report['versions']}; peers {report['peers']}")
-        gate, sections = Gate(config), report["sections"]
+        gate, sections = Gate(config, console.print), report["sections"]
         for unit in units(config):
             if time.monotonic() - begin > 60 * config.minutes:
                 report["left_out"].append(str(unit))
@@ -958,7 +955,6 @@ def conclude(console: Console, report: dict[str, Any]) -> None:
 if __name__ == "__main__":
     import tyro  # here, as machines lent for an hour may lack it
 
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")  # leaves torch its share; read at the first use
     found = main(tyro.cli(Config, description=__doc__))
     if not all(row["passed"] for row in found["sections"]["gate"]):
         sys.exit("WRONG VALUES, or kernels that do not run: see FAILED above")

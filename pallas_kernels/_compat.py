@@ -13,13 +13,13 @@ def load(ref: Any, layout: Any) -> jax.Array:
     """All of a reference, in registers in a layout, by whatever instructions that takes."""
     if _LOAD_TAKES_INDEX:
         return plgpu.load(ref, (), layout=layout, optimized=False)
-    return plgpu.load(ref, layout=layout, optimized=False)
+    return plgpu.load(ref, layout=layout, optimized=False)  # pyright: ignore[reportCallIssue]
 
 
 def store(ref: Any, value: jax.Array) -> None:
     """Write an array from registers to all of a reference, by whatever instructions that takes."""
     if hasattr(plgpu, "store"):
-        plgpu.store(ref, value, optimized=False)
+        plgpu.store(ref, value, optimized=False)  # pyright: ignore[reportAttributeAccessIssue]
     else:
         ref[...] = value
 
@@ -32,3 +32,18 @@ def transposed(ref: Any) -> Any:
 def can_interpret() -> bool:
     """Whether kernels for GPU can be interpreted on other devices."""
     return hasattr(plgpu, "InterpretGPUParams")
+
+
+def interpreter(**options: Any) -> Any:
+    """Parameters of the interpreter of kernels for GPU.
+
+    Raises:
+        NotImplementedError: this version of jax has none.
+    """
+    if not can_interpret():
+        raise NotImplementedError("this version of jax does not interpret kernels for GPU; jax 0.11 and newer do")
+    return plgpu.InterpretGPUParams(**options)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+Accumulator: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
+"""Sums in the registers of the matrix units."""

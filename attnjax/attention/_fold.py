@@ -20,6 +20,7 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.interpreters import ad, batching, mlir
 
 from attnjax import _compat
@@ -68,7 +69,7 @@ def _jvp(primals, tangents, *, plan: Plan):
     scale = [outs[0]] if plan.scaled else []
     tile = plan.tile if plan.tile_at is None else plan.tile_at
     shift = len(scale)
-    moved = [n for n in range(shift, len(outs)) if zeros[n].aval.dtype != jax.dtypes.float0]
+    moved = [n for n in range(shift, len(outs)) if jnp.issubdtype(outs[n].dtype, jnp.inexact)]
     if not live or not moved:
         return outs, zeros
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import jax
 
 from pallas_kernels._target import Target
-from pallas_kernels.attention import _gpu, _tpu
+from pallas_kernels.attention import gpu, tpu
 from pallas_kernels.attention._decode import Changed, packed, split
+from pallas_kernels.attention._flat import Unsupported
 from pallas_kernels.attention._plan import COLS, ROWS, Plan
 
 
@@ -29,11 +30,15 @@ def fold(plan: Plan, tiles: jax.Array, arrays: Sequence[jax.Array], target: Targ
         Unsupported: the tile function, or the shape of its blocks, is none that the kernels run.
     """
     if plan.grid.row_block == 1:
-        return _changed(packed(plan, tiles, arrays, 64 if target.platform == "gpu" else 8), plan, target)
+        try:
+            return _changed(packed(plan, tiles, arrays, 64 if target.platform == "gpu" else 8), plan, target)
+        except Unsupported:
+            if target.platform == "gpu" or (plan.grid.rows > 1 and not target.interpret):
+                raise  # no tile of one row is run as it is
     pieces = _pieces(plan, target)
     if pieces > 1:
         return _changed(split(plan, tiles, arrays, pieces), plan, target)
-    run = _tpu.run if target.platform == "tpu" else _gpu.run
+    run = tpu.run if target.platform == "tpu" else gpu.run
     return run(plan, tiles, arrays, target)
 
 

@@ -19,6 +19,7 @@ from pallas_kernels.attention._flat import VISIBLE, Unsupported, flatten
 from pallas_kernels.attention._labels import labels
 from pallas_kernels.attention._made import NAMES, MadePlan, MadeSpec, MadeTile, spec_names
 from pallas_kernels.attention._plan import COLS, ROWS, Grid, Plan
+from pallas_kernels.attention._sums import sum_dtype
 
 _FREE = {"convert_element_type", "transpose", "broadcast_in_dim", "reshape", "squeeze", "expand_dims"}
 """What a kernel does with matrices of features at no cost."""
@@ -187,7 +188,7 @@ class _Cut:
             outer = sorted(set().union(*(dims[o] for o in after if v in self._frontier([o]))))
             sum_specs.append(MadeSpec((*outer, *self._sum_dims(v))))
         tile = MadeTile(jaxpr)
-        wide = [_sum_dtype(b.dtype) for b in tile.outputs]
+        wide = [sum_dtype(b.dtype) for b in tile.outputs]
         direct = [i for i, v in zip(self.which, outs, strict=True) if not self._is_after(v)]
         results = (*wide[: len(sums)], *(self.plan.results[i] for i in direct))
         core_specs = (*sum_specs, *(self.plan.outputs[i] for i in direct))
@@ -243,7 +244,7 @@ class _Cut:
         return sorted(d for d in self.follows[variable] if d >= 0)
 
     def _axis_dims(self, variable: Any) -> tuple[int | None, ...]:
-        back = {name: d for d, name in NAMES.items()}
+        back: dict[str | None, int] = {name: d for d, name in NAMES.items()}
         return tuple(back.get(name) for name in self.names[variable])
 
     def _spec(self, variable: Any) -> MadeSpec:
@@ -278,7 +279,9 @@ class _Cut:
         """Outer dimensions that an output's sums have to follow."""
         own = self.plan.outputs[self.which[self.jaxpr.outvars.index(variable)]]
         inputs = self._after_inputs(variable, sums)
-        return {d for v in inputs for d in self.follows[v] if d >= 0} | {d for d in own.dims if d is not None and d >= 0}
+        return {d for v in inputs for d in self.follows[v] if d >= 0} | {
+            d for d in own.dims if d is not None and d >= 0
+        }
 
     def _after(self, variable: Any, i: int, sums: list, computed: dict, dims: set) -> jax.Array:
         """An output, from sums over all tiles."""
@@ -311,7 +314,7 @@ def _mapped(
     count = {ROWS: grid.rows, COLS: grid.cols}
     arrays, has = [], []
     for s, x in operands:
-        lead = [d for d in outer if d in s.dims]
+        lead: list[Any] = [d for d in outer if d in s.dims]
         if side is not None and side in s.dims:
             axis = s.dims.index(side)
             x = x.reshape(*x.shape[:axis], count[side], block[side], *x.shape[axis + 1 :])
@@ -327,7 +330,7 @@ def _mapped(
         mapped = jax.vmap(mapped, in_axes=tuple(0 if d in h else None for h in has))
     found = mapped(*arrays)
     gone = tuple(n for n, d in enumerate(points) if (side not in spec.dims if d == "block" else d not in spec.dims))
-    found = found.astype(_sum_dtype(found.dtype)).sum(gone) if gone else found
+    found = found.astype(sum_dtype(found.dtype)).sum(gone) if gone else found
     left = [d for n, d in enumerate(points) if n not in gone]
     # From points and the block's axes to the result's: the block's number stands before its positions.
     sources = []
@@ -346,7 +349,3 @@ def _mapped(
 
 def _variables(atoms: Sequence[Any]) -> list[Any]:
     return [a for a in atoms if not isinstance(a, core.Literal)]
-
-
-def _sum_dtype(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else jnp.dtype(dtype)

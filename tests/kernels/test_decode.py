@@ -10,13 +10,9 @@ from pallas_kernels import Target, _compat, compile_for
 from pallas_kernels.attention import _api
 from tests.tolerances import assert_close
 
-TARGETS = [
-    Target("tpu", interpret=True),
-    pytest.param(
-        Target("gpu", "h100", interpret=True),
-        marks=pytest.mark.skipif(not _compat.can_interpret(), reason="this jax does not interpret kernels for GPU"),
-    ),
-]
+GPU = Target("gpu", "h100", interpret=True)
+interpreted = pytest.mark.skipif(not _compat.can_interpret(), reason="this jax does not interpret kernels for GPU")
+TARGETS = [Target("tpu", interpret=True), pytest.param(GPU, marks=interpreted)]
 
 
 def by_kernels(target: Target, function):
@@ -63,17 +59,17 @@ def test_a_sequence_that_sees_nothing_is_zero(target):
     assert not np.asarray(got[1]).any()
 
 
-@pytest.mark.skipif(not _compat.can_interpret(), reason="this jax does not interpret kernels for GPU")
-def test_keys_are_split_on_a_gpu_so_that_scores_of_any_size_keep_their_digits(monkeypatch):
-    """Scores in the thousands: logs of stretches' masses would lose four digits."""
+@interpreted
+def test_keys_are_split_over_the_processors_of_a_gpu(monkeypatch):
     pieces = []
     split = _api.split
     monkeypatch.setattr(_api, "split", lambda *x: pieces.append(x[-1]) or split(*x))
     q, k, v = inputs(1)
-    score = scores.dot_product() >> scores.bias(jnp.full((1, 1, 1), 3000.0))
-    got = by_kernels(TARGETS[1].values[0], lambda: attend(q, k, v, score=score, implementation="pallas"))
+    of = lambda form: attend(q, k, v, mask=masks.window(700, 700), implementation=form, stats="logsumexp")
+    (got, stats), (want, want_stats) = by_kernels(GPU, lambda: of("pallas")), of("dense")
     assert set(pieces) == {2}
-    assert_close(got, attend(q, k, v, implementation="dense"), kind="derivative")
+    assert_close(got, want)
+    assert_close(stats["logsumexp"], want_stats["logsumexp"])
 
 
 def test_gradients_of_few_queries_are_streamed():

@@ -13,18 +13,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels._target import MIB, Target
-from pallas_kernels.attention import _budget, _work
+from pallas_kernels.attention import _work
 from pallas_kernels.attention._axes import COL, FEATURE, LOG2E, ROW, Evaluator, Value
 from pallas_kernels.attention._flat import TooLarge, Unsupported, flatten
-from pallas_kernels.attention._lanes import LANES, Lanes, row, widen
-from pallas_kernels.attention._passes import Pass, passes
+from pallas_kernels.attention._made import NAMES
 from pallas_kernels.attention._plan import COLS, ROWS, Plan
-
-LOWEST = -3e38
-"""A running log scale before anything was seen: finite, so that a difference of two is a number. A row whose scores are
-all below it (times ln 2, where they are kept in base 2) counts as having seen nothing."""
-
-_NAMES = {ROWS: ROW, COLS: COL}
+from pallas_kernels.attention._sums import LOWEST, sum_dtype
+from pallas_kernels.attention.tpu import _budget
+from pallas_kernels.attention.tpu._lanes import LANES, Lanes, row, widen
+from pallas_kernels.attention.tpu._passes import Pass, passes
 
 
 def run(plan: Plan, tiles: jax.Array, arrays: Sequence[jax.Array], target: Target) -> tuple[jax.Array, ...]:
@@ -208,7 +205,7 @@ class _Call:
         return ref[tuple(pl.ds(start, size) if d == self.fast else slice(None) for d in places)]
 
     def _positions(self, dim: int, names: tuple, ref: Any, at: _At) -> Value:
-        size, name = self.sizes[dim], _NAMES[dim]
+        size, name = self.sizes[dim], NAMES[dim]
         if size == 1:
             return Value(at.index[dim], names)
         first = name == self.layout.first
@@ -247,7 +244,7 @@ class _Call:
         dims, sizes = self.places(output)
         names = tuple(_name(d) for d in dims)
         value = self.evaluator.natural(value) if not (self.base2 and output == 0) else self.evaluator.binary(value)
-        dtype = _sum_dtype(self.plan.tile.outputs[output].dtype)
+        dtype = sum_dtype(self.plan.tile.outputs[output].dtype)
         data = value.data if not value.known else jnp.asarray(value.data, dtype)
         data = self.layout.spread(data, self.evaluator.held(value), names, tuple(sizes))
         return jnp.broadcast_to(data.astype(dtype), self.held_shape(output))
@@ -271,7 +268,7 @@ class _Call:
             if a is not None and n in used
         ]
         outs = [self._output(i, mapped) for i in order.outputs]
-        scratch = [pltpu.VMEM(shape, _sum_dtype(plan.tile.outputs[i].dtype)) for i, shape in self._scratch()]
+        scratch = [pltpu.VMEM(shape, sum_dtype(plan.tile.outputs[i].dtype)) for i, shape in self._scratch()]
         kernel = functools.partial(
             self._kernel, work, [(n in used, a is not None, f) for n, (a, _, f) in enumerate(loads)]
         )
@@ -363,7 +360,7 @@ class _Call:
         x = x.reshape(*(grid.outer[d] for d in lead), *(n * self._count(d) for d, n in zip(dims, sizes, strict=True)))
         gone = tuple(n for n, d in enumerate(lead) if d not in spec.dims)
         if gone:
-            x = x.astype(_sum_dtype(x.dtype)).sum(gone)
+            x = x.astype(sum_dtype(x.dtype)).sum(gone)
         lead = [d for d in lead if d in spec.dims]
         # Features keep their order; axes of size one come back.
         features = iter(n for n, d in enumerate(dims) if d is None)
@@ -514,11 +511,7 @@ def _fitted(factor: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _name(dim: int | None) -> str:
-    return FEATURE if dim is None else _NAMES[dim]
-
-
-def _sum_dtype(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else jnp.dtype(dtype)
+    return FEATURE if dim is None else NAMES[dim]
 
 
 def _held_dtype(dtype: Any, axes: int) -> Any:

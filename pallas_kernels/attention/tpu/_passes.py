@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from pallas_kernels._target import Target
-from pallas_kernels.attention._budget import budget
 from pallas_kernels.attention._plan import COLS, ROWS, Plan
+from pallas_kernels.attention.tpu._budget import budget
 
 
 @dataclasses.dataclass(frozen=True)

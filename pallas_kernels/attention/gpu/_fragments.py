@@ -161,15 +161,15 @@ class Fragments:
             raise Unsupported("a product of blocks that are computed")
         right = [_compat.transposed(part) if over[1] == 1 else part for part in y.parts]
         left = list(x.parts) if isinstance(x, Stored) else self._split(x, y)
-        shape = (ROWS_EACH, right[0].shape[1])
+        shape = (ROWS_EACH, int(right[0].shape[1]))
         count = max(len(left), len(right))
         pairs = tuple((a, b) for i, a in enumerate(left) for j, b in enumerate(right) if i + j < count)
         product = Product(pairs, shape, jnp.dtype(dtype))
         return product if final else self.compute(product)
 
-    def _split(self, x: jax.Array, y: Stored) -> list[Any]:
+    def _split(self, x: Any, y: Stored) -> list[Any]:
         """A matrix in registers as 16-bit ones, as many as the other operand has."""
-        parts = []
+        parts: list[Any] = []
         for _ in y.parts:
             parts.append(x.astype(y.parts[0].dtype))
             x = x - parts[-1].astype(x.dtype) if len(y.parts) > 1 else x
@@ -186,13 +186,13 @@ class Fragments:
     def compute(self, product: Product) -> jax.Array:
         """A product's numbers."""
         run = self._multiply(product)
-        return pl.run_scoped(lambda sums: (run(sums), sums[...])[1], plgpu.ACC(product.shape, jnp.float32))
+        return pl.run_scoped(lambda sums: (run(sums), sums[...])[1], _compat.Accumulator(product.shape, jnp.float32))
 
     def add(self, sums: jax.Array, product: Product) -> jax.Array:
         """``sums`` and a product's numbers."""
         if self.stage is not None:
             return sums + self.compute(product)
-        return pl.run_state(self._multiply(product))(plgpu.ACC.init(sums))
+        return pl.run_state(self._multiply(product))(_compat.Accumulator.init(sums))
 
     def join(self, x: Product, y: Product) -> Product:
         return Product(x.pairs + y.pairs, x.shape, x.dtype)

@@ -1,0 +1,3 @@
+"""Folds on TPU."""
+
+from pallas_kernels.attention.tpu._call import run as run

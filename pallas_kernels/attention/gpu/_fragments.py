@@ -159,7 +159,7 @@ class Fragments:
     def dot(self, x: Any, y: Any, over: tuple[int, int], dtype: Any, precision: Any, final: bool) -> Any:
         if not isinstance(y, Stored) or y.first or over[0] != 1:
             raise Unsupported("a product of blocks that are computed")
-        right = [_compat.transposed(part) if over[1] == 1 else part for part in y.parts]
+        right: list[Any] = [_compat.transposed(part) if over[1] == 1 else part for part in y.parts]
         left = list(x.parts) if isinstance(x, Stored) else self._split(x, y)
         shape = (ROWS_EACH, int(right[0].shape[1]))
         count = max(len(left), len(right))
@@ -169,10 +169,10 @@ class Fragments:
 
     def _split(self, x: Any, y: Stored) -> list[Any]:
         """A matrix in registers as 16-bit ones, as many as the other operand has."""
-        parts: list[Any] = []
-        for _ in y.parts:
-            parts.append(x.astype(y.parts[0].dtype))
-            x = x - parts[-1].astype(x.dtype) if len(y.parts) > 1 else x
+        parts, dtype = [], y.parts[0].dtype
+        for n in range(len(y.parts)):
+            x = x - parts[-1].astype(x.dtype) if n else x
+            parts.append(x.astype(dtype))
         return parts
 
     def _multiply(self, product: Product) -> Callable:

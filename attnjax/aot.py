@@ -147,7 +147,7 @@ def _report_schedules(given: Any, mask: Any, memory: Any, folder: Path) -> None:
     from attnjax.attention._block_map import block_map, kinds
     from pallas_kernels._schedule import BANDWIDTH, CLOCK, cycles, read_all
 
-    schedules = {name: s for name, s in read_all(folder, given.target).items() if name.startswith("fold")}
+    schedules = read_all(folder, given.target, "fold")
     block_q, block_kv = given.block_q or 512, given.block_kv or 512
     keys = given.keys or given.queries
     blocks = block_map(mask, (), 1, given.queries, keys, block_q, block_kv)

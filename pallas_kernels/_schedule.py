@@ -156,14 +156,14 @@ def _outermost(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return found
 
 
-def read_all(folder: Path, generation: str) -> dict[str, Schedule]:
-    """Schedules of the named kernels in a dump, by name."""
+def read_all(folder: Path, generation: str, prefix: str) -> dict[str, Schedule]:
+    """Schedules of the kernels in a dump whose names begin so, by name."""
     found = {}
     for bundles in sorted(folder.glob("*-final_bundles.txt")):
         if "schedule-analysis" in bundles.name or "<late" in bundles.name or "TLP" in bundles.name:
             continue
         matched = re.match(r"\d+-(.+?)(?:\.\d+)?-(\d+)-final_bundles\.txt$", bundles.name)
-        if not matched:
+        if not matched or not matched.group(1).startswith(prefix):
             continue
         uses = list(folder.glob(bundles.name.replace(matched.group(2) + "-final_bundles.txt", "*utilization.txt")))
         uses = [u for u in uses if "final_hlo-static-per-bundle-utilization" in u.name]

@@ -44,12 +44,12 @@ SPLASH = 'from benchmarks import tpu_schedule; tpu_schedule.compile_splash("{gen
 HEADS = 8
 
 
-def dumped(code: str, generation: str) -> dict[str, Schedule]:
-    """Schedules of what a piece of code compiles, in a process of its own."""
+def dumped(code: str, generation: str, prefix: str) -> dict[str, Schedule]:
+    """Schedules of the kernels named so that a piece of code compiles, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "LIBTPU_INIT_ARGS": dump_flags(folder)}
         subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-        return read_all(Path(folder), generation)
+        return read_all(Path(folder), generation, prefix)
 
 
 def compile_ours(generation: str, length: int, width: int, exponential: str) -> None:
@@ -125,6 +125,8 @@ class Config:
         lengths: T = S.
         width: Head size.
         exponentials: Types of the exponential.
+        tiles: Compare with nothing: print what a tile costs, for all ``widths``.
+        widths: Head sizes of that table.
         out: JSON file to write, or nothing.
     """
 
@@ -132,15 +134,16 @@ class Config:
     lengths: tuple[int, ...] = (4096, 16384)
     width: int = 128
     exponentials: tuple[str, ...] = ("float32",)
+    tiles: bool = False
+    widths: tuple[int, ...] = (64, 128, 256)
     out: str = ""
 
 
 def ours(generation: str, length: int, width: int, exponential: str) -> dict:
     """Cycles of forward and backward, all heads, over the cores."""
     code = OURS.format(generation=generation, length=length, width=width, exponential=exponential)
-    found = dumped(code, generation)
+    passes = dumped(code, generation, "fold")
     tiles = causal_tiles(length, 512, 512)
-    passes = {name: schedule for name, schedule in found.items() if name.startswith("fold")}
     spent = {name: cycles(name, schedule, tiles) for name, schedule in passes.items()}
     scale = HEADS / CORES.get(generation, 1)
     straight = {name: schedule.tiles[0] for name, schedule in passes.items()}
@@ -159,7 +162,8 @@ def ours(generation: str, length: int, width: int, exponential: str) -> dict:
 @functools.cache
 def _splash_schedules(generation: str, width: int, blocks: tuple[int, int, int]) -> dict[str, Schedule]:
     """At T = 4096: the regions of longer ones are the same, only their counts differ."""
-    return dumped(SPLASH.format(generation=generation, length=4096, width=width, blocks=blocks), generation)
+    code = SPLASH.format(generation=generation, length=4096, width=width, blocks=blocks)
+    return dumped(code, generation, "splash")
 
 
 def splash(generation: str, length: int, width: int) -> dict:
@@ -176,8 +180,69 @@ def splash(generation: str, length: int, width: int) -> dict:
     return {"forward": best["fwd"], "backward": best["dq"] + best["dkv"]}
 
 
+def traffic(name: str, alone: bool, tiles: np.ndarray, width: int) -> float:
+    """Bytes that a pass of one bfloat16 head moves: two matrices of the other side in each step, its own once a place.
+
+    Args:
+        name: the kernel's.
+        alone: whether no pass by rows stands beside one by columns, so that it holds the gradient of the queries too.
+        tiles: kinds of 512 x 512 tiles ``[rows, cols]``.
+        width: head size.
+    """
+    order, _, group = name.removeprefix("fold_").removeprefix("scaled_").partition("_by_")
+    some = tiles > 0 if order == "row" else tiles.T > 0
+    size = int(group)
+    padded = np.pad(some, [(0, 0), (0, -some.shape[1] % size)])
+    steps = padded.reshape(len(some), -1, size).any(-1).sum()
+    own = 2 if "scaled" in name else 3 if order == "row" else 4
+    block = 2 * 512 * width
+    return float(block * (2 * size * steps + own * len(some)) + (block * len(tiles) if alone and order == "col" else 0))
+
+
+def tile_rows(config: Config) -> list[dict]:
+    """What a tile of 512 x 512 costs in every pass, for one head of the first length."""
+    rows = []
+    tiles = causal_tiles(config.lengths[0], 512, 512)
+    for generation in config.generations:
+        for width in config.widths:
+            code = OURS.format(generation=generation, length=config.lengths[0], width=width, exponential="float32")
+            found = dumped(code, generation, "fold")
+            alone = not any(n.startswith("fold_row") for n in found)
+            for name, schedule in found.items():
+                group, tile = int(name.rpartition("_")[2]), schedule.tiles[0]
+                rows.append(
+                    {
+                        "generation": generation,
+                        "width": width,
+                        "pass": name,
+                        "bundles a tile": round(tile.bundles / group),
+                        "matrix cycles a tile": round(tile.mxu / group),
+                        "fills and spills a tile": round(tile.spills / group),
+                        "MB moved a head": round(traffic(name, alone, tiles, width) / 1e6, 1),
+                    }
+                )
+                print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
 def main(config: Config) -> list[dict]:
-    """Print a line for each comparison."""
+    """Print a line for each comparison, or for each kind of tile."""
+    rows = tile_rows(config) if config.tiles else compared_rows(config)
+    if config.out:
+        versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+        report = {
+            "command": " ".join(["python -m benchmarks.tpu_schedule", *sys.argv[1:]]),
+            "versions": versions,
+            "heads": HEADS,
+            "clock in GHz": CLOCK,
+            "rows": rows,
+        }
+        Path(config.out).write_text(json.dumps(report, indent=1) + "\n")
+    return rows
+
+
+def compared_rows(config: Config) -> list[dict]:
+    """Cycles beside those of splash attention."""
     rows = []
     for generation in config.generations:
         for length in config.lengths:
@@ -190,16 +255,6 @@ def main(config: Config) -> list[dict]:
                     row |= {f"{name} ratio": own[name] / other[name]}
                 rows.append(row | {"cycles a 512 x 512 tile": own["cycles a tile"], "spills a tile": own["spills"]})
                 print(json.dumps(rows[-1]), flush=True)
-    if config.out:
-        versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
-        report = {
-            "command": " ".join(sys.argv),
-            "versions": versions,
-            "heads": HEADS,
-            "clock in GHz": CLOCK,
-            "rows": rows,
-        }
-        Path(config.out).write_text(json.dumps(report, indent=1) + "\n")
     return rows
 
 

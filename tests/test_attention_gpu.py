@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import attnjax
-from benchmarks import attention_gpu, measuring
-from benchmarks.attention_gpu import BARS, CASES, NAMES, Config, Formulas, Unit
+from benchmarks import attention_gpu, gpu_competitors, measuring
+from benchmarks.attention_gpu import Config
+from benchmarks.gpu_cases import CASES, KINDS, NAMES, TOLERANCES, Formulas, data_of
+from benchmarks.gpu_report import BARS, Unit, against_bars
 
 SMALL = Config(
     dtype="float32",
@@ -39,13 +41,13 @@ def dense(*arrays, implementation, **knobs):
 @pytest.fixture
 def no_kernels(monkeypatch):
     """The dense form in place of kernels."""
-    monkeypatch.setattr(attention_gpu, "attend", dense)
+    monkeypatch.setattr(gpu_competitors, "attend", dense)
     monkeypatch.setattr(attention_gpu, "kernels", lambda config: contextlib.nullcontext("none"))
     tiles = attnjax.BlockSizes(16, 16)
     explain = lambda *x, implementation, mask: attnjax.explain(
         *x, implementation="blocks", block_sizes=tiles, mask=mask
     )
-    monkeypatch.setattr(attention_gpu, "explain", explain)
+    monkeypatch.setattr(gpu_competitors, "explain", explain)
 
 
 def test_quick(tmp_path, capsys):
@@ -114,7 +116,7 @@ def test_a_wrong_kernel_is_not_timed_and_the_others_are(no_kernels, monkeypatch,
             raise NotImplementedError("no kernel for masks\nfurther lines")
         return dense(*arrays, normalizer=normalizer, mask=mask, **knobs) * (1.001 if normalizer else 1)
 
-    monkeypatch.setattr(attention_gpu, "attend", wrong)
+    monkeypatch.setattr(gpu_competitors, "attend", wrong)
     config = dataclasses.replace(SMALL, cases=("sigmoid", "causal", "full"), kinds=("forward", "backward"))
     report = attention_gpu.main(config)
     rows = {(row["case"], row["pass"]): row for row in report["sections"]["times"]}
@@ -131,10 +133,10 @@ def test_values_at_the_timed_length_are_compared_too(no_kernels, monkeypatch):
     """A kernel that is right only at the gate's length, and a peer that is wrong."""
     right_when_short = lambda *x, **knobs: dense(*x, **knobs) * (1 if x[0].shape[1] == SMALL.gate_length else 1.001)
     config = dataclasses.replace(SMALL, cases=("full",), kinds=("forward",))
-    monkeypatch.setattr(attention_gpu, "attend", right_when_short)
+    monkeypatch.setattr(gpu_competitors, "attend", right_when_short)
     (row,) = attention_gpu.main(config)["sections"]["times"]
     assert row["failed"].startswith("WrongValues: output is off by 1.0e-03 at some queries")
-    monkeypatch.setattr(attention_gpu, "attend", dense)
+    monkeypatch.setattr(gpu_competitors, "attend", dense)
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, *_, **knobs: v)
     (row,) = attention_gpu.main(config)["sections"]["times"]
     assert set(row["ms"]) == {"attnjax"}
@@ -143,7 +145,7 @@ def test_values_at_the_timed_length_are_compared_too(no_kernels, monkeypatch):
 
 def test_what_a_spent_budget_leaves_out(no_kernels, capsys):
     report = attention_gpu.main(dataclasses.replace(SMALL, minutes=0.0, cases=("full",)))
-    assert report["left_out"] == [f"full, H=16, T=64, {kind}" for kind in attention_gpu.KINDS]
+    assert report["left_out"] == [f"full, H=16, T=64, {kind}" for kind in KINDS]
     assert report["sections"]["times"] == []
     assert "left out, time being up: 4 rows" in capsys.readouterr().out
 
@@ -154,7 +156,7 @@ def test_bars():
     assert len(set(units)) == len(units)
     row = {"case": "full", "width": 128, "length": 16384, "pass": "forward", "ms": {}, "TFLOP/s": {"attnjax": 500.0}}
     tangent = row | {"pass": "tangent", "TFLOP/s": {}, "ratios": {"tangent's time over forward's": 2.5}}
-    found = {bar["of"]: bar for bar in attention_gpu.against_bars([row, tangent])}
+    found = {bar["of"]: bar for bar in against_bars([row, tangent])}
     assert found["full, H=128, T=16384, forward"]["passed"] is False
     assert found["full, H=128, T=16384, forward"]["measured"] == 500
     assert found["full, H=128, T=16384, tangent"]["passed"] is True
@@ -181,8 +183,8 @@ def test_operations():
 @pytest.mark.parametrize("name", NAMES)
 def test_torch_computes_the_same(name, backend):
     problem = attention_gpu.problem_of(SMALL, name, 16, 64)
-    data = attention_gpu.data_of(problem)
-    build = functools.partial(attention_gpu.in_torch, backend, SMALL, problem, data, device="cpu")
+    data = data_of(problem)
+    build = functools.partial(gpu_competitors.in_torch, backend, problem, data, device="cpu")
     case = CASES[name]
     if case.sigmoid or (backend == "math" and (case.window or case.segments or case.learned)):
         with pytest.raises(NotImplementedError, match="softmax only"):
@@ -212,9 +214,8 @@ def test_many_calls_share_one_wait():
 
 
 def test_a_peer_that_is_absent_says_why():
-    assert attention_gpu.absence("jax.nn cudnn") == "jax sees no GPU"
-    assert attention_gpu.absence("jax.nn xla") is None
-    assert attention_gpu.absence("torch flex") in ("torch is not installed", "torch sees no CUDA device")
-    assert set(Config().peers) == set(attention_gpu.PEERS)
+    assert gpu_competitors.absence("jax.nn cudnn") == "jax sees no GPU"
+    assert gpu_competitors.absence("jax.nn xla") is None
+    assert gpu_competitors.absence("torch flex") in ("torch is not installed", "torch sees no CUDA device")
     assert str(Unit("full", 64, 1024, "forward")) == "full, H=64, T=1024, forward"
-    assert jnp.dtype(Config().dtype).name in attention_gpu.TOLERANCES
+    assert jnp.dtype(Config().dtype).name in TOLERANCES

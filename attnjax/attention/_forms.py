@@ -1,13 +1,16 @@
 """Execution forms: the same tile functions over the whole plane, over rows, and over blocks."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from attnjax import _compat
 from attnjax.attention._block_map import block_map, kinds
 from attnjax.attention._fold import fold
 from attnjax.attention._grid import COL, ROW, Grid, Spec, apply_whole, take, vectorize
@@ -242,32 +245,109 @@ def visible_count(problem: Problem, vectorized: bool) -> jax.Array:
 # --- any associative fold ---------------------------------------------------------------------------------------------
 
 
+def start_of(verbs: Monoid, rows: int, width: int, dtype: Any) -> tuple[float, ...] | None:
+    """The number that each array of a monoid's first state consists of; None if one of them is not one number."""
+    with jax.ensure_compile_time_eval():
+        found = [np.unique(np.asarray(x)) for x in jax.tree.leaves(verbs.init(rows, width, dtype))]
+    return tuple(float(x[0]) for x in found) if all(x.size == 1 for x in found) else None
+
+
+def carried(problem: Problem, form: Streamed) -> jax.Array:
+    """A fold by the user's own verbs, as a plan that carries their state: what ``monoid`` returns, for kernels."""
+    verbs, grid = problem.normalizer, problem.grid
+    assert isinstance(verbs, Monoid)
+    width = problem.arrays[2].shape[-1]
+    dtype = jnp.promote_types(problem.arrays[0].dtype, jnp.float32)
+    begin = start_of(verbs, grid.row_block, width, dtype)
+    assert begin is not None
+    states, structure = jax.tree.flatten(jax.eval_shape(lambda: verbs.init(grid.row_block, width, dtype)))
+    outer = (*problem.batch_dims, *problem.head_dims)
+    outputs = tuple(Spec((*outer, ROW, *([None] * (len(x.shape) - 1)))) for x in states)
+
+    def step(*blocks):
+        state = jax.tree.unflatten(structure, blocks[: len(states)])
+        return tuple(jax.tree.leaves(verbs.combine(state, _lifted(problem, verbs, dtype, blocks[len(states) :]))))
+
+    whole = [jax.ShapeDtypeStruct(grid.array_shape(s, x.shape), x.dtype) for s, x in zip(outputs, states, strict=True)]
+    tile, captured = trace(step, grid, [*outputs, *problem.specs], [*whole, *problem.arrays])
+    plan = Plan(
+        grid=grid,
+        visit=form.visit,
+        inputs=(*problem.specs, *_shared(captured)),
+        outputs=outputs,
+        tile=tile,
+        executor=form.executor,
+        start=begin,
+    )
+    found = fold(plan, form.kinds, [*problem.arrays, *captured])
+    finalize = lambda *x: verbs.finalize(jax.tree.unflatten(structure, x))
+    for _ in outer:
+        finalize = jax.vmap(finalize)
+    return jnp.moveaxis(finalize(*found), len(outer), len(problem.batch))
+
+
+def _lifted(problem: Problem, verbs: Monoid, dtype: Any, blocks: Sequence[jax.Array]) -> Any:
+    """The state of one tile."""
+    s, visible, _, v, *_ = problem.scores(blocks)
+    visible = jnp.ones(s.shape, bool) if visible is None else visible
+    return verbs.lift_tile(s, visible, v.astype(dtype))
+
+
+def by_kernel(problem: Problem, form: Streamed) -> jax.Array:
+    """A fold by the user's own verbs in a kernel; differentiated, the scans over tiles."""
+
+    def with_arrays(function):
+        def of(arrays):
+            changed = copy.copy(problem)
+            changed.arrays = list(arrays)
+            return function(changed, form)
+
+        jaxpr, captured = _compat.hoist(jax.make_jaxpr(of)(problem.arrays))
+        return lambda arrays, captured: _compat.eval_jaxpr(jaxpr, *arrays, *captured)[0], captured
+
+    (kernel, kernel_captured), (scans, scans_captured) = map(with_arrays, (carried, scanned))
+
+    @jax.custom_jvp
+    def run(arrays, kernel_captured, scans_captured):
+        return kernel(arrays, kernel_captured)
+
+    @run.defjvp
+    def _(primals, tangents):
+        return run(*primals), jax.jvp(scans, (primals[0], primals[2]), (tangents[0], tangents[2]))[1]
+
+    return run(problem.arrays, kernel_captured, scans_captured)
+
+
 def monoid(problem: Problem, form: Streamed | Whole) -> jax.Array:
-    """A fold by the user's own verbs: scans over rows and columns of tiles, rows rematerialized when differentiated."""
+    """A fold by the user's own verbs."""
+    if isinstance(form, Streamed):
+        return scanned(problem, form) if form.executor is None else by_kernel(problem, form)
     verbs, grid = problem.normalizer, problem.grid
     assert isinstance(verbs, Monoid)
     spec = Spec((*problem.batch_dims, ROW, *problem.head_dims, None))
+    dtype = jnp.promote_types(problem.arrays[0].dtype, jnp.float32)
+    start = verbs.init(grid.row_block, problem.arrays[2].shape[-1], dtype)
+
+    def tile(*blocks):
+        return (verbs.finalize(verbs.combine(start, _lifted(problem, verbs, dtype, blocks))),)
+
+    return apply_whole(tile, problem.arrays, problem.specs, (spec,), grid)[0]
+
+
+def scanned(problem: Problem, form: Streamed) -> jax.Array:
+    """A fold by the user's own verbs: scans over rows and columns of tiles, rows rematerialized when differentiated."""
+    verbs, grid = problem.normalizer, problem.grid
+    assert isinstance(verbs, Monoid)
     width = problem.arrays[2].shape[-1]
     dtype = jnp.promote_types(problem.arrays[0].dtype, jnp.float32)
-
-    def lift(*blocks):
-        s, visible, _, v, *_ = problem.scores(blocks)
-        visible = jnp.ones(s.shape, bool) if visible is None else visible
-        return verbs.lift_tile(s, visible, v.astype(dtype))
-
     start = verbs.init(grid.row_block, width, dtype)
-    if isinstance(form, Whole):
-
-        def tile(*blocks):
-            return (verbs.finalize(verbs.combine(start, lift(*blocks))),)
-
-        return apply_whole(tile, problem.arrays, problem.specs, (spec,), grid)[0]
     outer = range(len(grid.outer))
     leaves_of, structure = jax.tree.flatten(start)
 
     def step(*state_and_blocks):
         state = jax.tree.unflatten(structure, state_and_blocks[: len(leaves_of)])
-        return tuple(jax.tree.leaves(verbs.combine(state, lift(*state_and_blocks[len(leaves_of) :]))))
+        blocks = state_and_blocks[len(leaves_of) :]
+        return tuple(jax.tree.leaves(verbs.combine(state, _lifted(problem, verbs, dtype, blocks))))
 
     lead = tuple(outer)
     state_specs = [Spec((*lead, *([None] * jnp.ndim(x)))) for x in leaves_of]

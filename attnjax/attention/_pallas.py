@@ -12,6 +12,7 @@ from attnjax.attention import _forms
 from attnjax.attention._fold import fold_p
 from attnjax.attention._problem import Problem
 from attnjax.attention._tiles import Plan
+from attnjax.attention.normalizers import Monoid
 from pallas_kernels import Target, current
 from pallas_kernels.attention import TooLarge, Unsupported, check, fold
 
@@ -64,6 +65,10 @@ def refusal(request: Any, block_q: int, block_kv: int, target: Target) -> str | 
         fits = block % LANES == 0 or block == length or (name == "q" and block == 1)
         if target.platform == "tpu" and not fits and not target.interpret:
             return _tiles_refused(request, f"BlockSizes({name}={block}) is no multiple of {LANES}")
+    if isinstance(request.normalizer, Monoid):
+        dtype = jnp.promote_types(request.q.dtype, jnp.float32)
+        if _forms.start_of(request.normalizer, block_q, request.v.shape[-1], dtype) is None:
+            return "init() of a normalizer made by from_monoid() gives more than one number in an array"
     parts = (request.q, request.k, request.v, request.mask, request.score, request.normalizer, request.scale)
     leaves, structure = jax.tree.flatten((*parts, request.stats))
     shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves)
@@ -87,7 +92,8 @@ def _refusal(structure: Any, shapes: tuple, block_q: int, block_kv: int, target:
         problem = Problem(q, k, v, **parts, block_q=block_q, block_kv=block_kv)
         if normalizer.counts:
             problem.add_count(_forms.visible_count(problem, True))
-        return _forms.Streamed(problem, True).sums()
+        form = _forms.Streamed(problem, True)
+        return _forms.carried(problem, form) if isinstance(normalizer, Monoid) else form.sums()
 
     equation = [e for e in jax.make_jaxpr(sums)(*shapes).eqns if e.primitive is fold_p][-1]
     kinds, *arrays = (jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars)

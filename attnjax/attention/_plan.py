@@ -118,8 +118,6 @@ def _pallas_refusal(request: Request) -> str | None:
         return (
             f"dtype {request.q.dtype} is not supported, float32, bfloat16 and float16 are; use implementation='blocks'"
         )
-    if isinstance(request.normalizer, Monoid):
-        return "a normalizer made by from_monoid() has no kernel; use implementation='blocks'"
     if (why := refusal(request, "blocks")) is not None:
         return why
     from attnjax.attention import _pallas

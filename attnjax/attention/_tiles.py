@@ -80,6 +80,8 @@ class Plan:
         vectorized: whether the outer dimensions run at once (accelerators) or in turn (CPU: a tile stays in cache).
         executor: runs the fold instead of the loops over tiles.
         dtypes: types of the results; by default those of the tile's outputs.
+        start: of a carried fold, what its outputs begin with: the tile function takes them, as they are so far, before
+            its operands, and returns what becomes of them, in the order of the keys. It has no derivatives.
         mass: of a scaled fold, a positive sum that an executor may divide the others by, at the log of it.
     """
 
@@ -94,6 +96,7 @@ class Plan:
     executor: Executor | None = None
     dtypes: tuple[Any, ...] | None = None
     mass: int | None = None
+    start: tuple[float, ...] | None = None
 
     @property
     def scaled(self) -> bool:
@@ -176,7 +179,7 @@ def loop(kinds: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Array, .
     specs = plan.outputs
     blocks = tuple(jax.ShapeDtypeStruct(b.shape, _sum_dtype(b.dtype)) for b in plan.tile.outputs)
     per_row = [s.follows(ROW) and not s.follows(COL) for s in specs]
-    fill = [-jnp.inf if scaled and i == 0 else 0 for i in range(len(specs))]
+    fill = plan.start or [-jnp.inf if scaled and i == 0 else 0 for i in range(len(specs))]
     outs = tuple(
         jnp.full(grid.array_shape(s, b.shape), f, b.dtype) for s, b, f in zip(specs, blocks, fill, strict=True)
     )
@@ -202,7 +205,9 @@ def loop(kinds: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Array, .
                 j, state, outs = carry
                 here_j = {**row, COL: j}
                 inputs = [take(a, s, grid, here_j)[0] for a, s in in_row]
-                if scaled:
+                if plan.start is not None:
+                    state = tuple(x.astype(y.dtype) for x, y in zip(plan.tile(*state, *inputs), state, strict=True))
+                elif scaled:
                     scale, *sums = plan.tile(state[0], *inputs)
                     kept = [_rescale(x, state[0], scale, p) for x, p in zip(state[1:], plan.powers, strict=True)]
                     state = (scale, *(x + y for x, y in zip(kept, sums, strict=True)))
@@ -218,7 +223,7 @@ def loop(kinds: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Array, .
 
             _, state, outs = lax.while_loop(more, at_tile, (table[i, 0], state, outs))
             rows = iter(state)
-            write = put if scaled else add
+            write = put if scaled or plan.start is not None else add
             return tuple(
                 write(o, next(rows), s, grid, row) if r else o for o, s, r in zip(outs, specs, per_row, strict=True)
             )

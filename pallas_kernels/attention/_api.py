@@ -51,7 +51,7 @@ def _changed(changed: Changed, plan: Plan, target: Target) -> tuple[jax.Array, .
 
 def _pieces(plan: Plan, target: Target) -> int:
     """Into how many stretches keys are split, so that all of a GPU's processors have something to do."""
-    if target.platform != "gpu" or any(COLS in s.dims for s in plan.outputs):
+    if target.platform != "gpu" or plan.start is not None or any(COLS in s.dims for s in plan.outputs):
         return 1
     if any(ROWS not in s.dims for s in plan.outputs):
         return 1

@@ -18,7 +18,7 @@ from pallas_kernels.attention._axes import FEATURE
 from pallas_kernels.attention._flat import VISIBLE, Unsupported, flatten
 from pallas_kernels.attention._labels import labels
 from pallas_kernels.attention._made import NAMES, MadePlan, MadeSpec, MadeTile, spec_names
-from pallas_kernels.attention._plan import COLS, ROWS, Grid, Plan
+from pallas_kernels.attention._plan import COLS, ROWS, Grid, Plan, running
 from pallas_kernels.attention._sums import sum_dtype
 
 _FREE = {"convert_element_type", "transpose", "broadcast_in_dim", "reshape", "squeeze", "expand_dims"}
@@ -46,9 +46,9 @@ class _Cut:
         self.other = COLS if first == ROWS else ROWS
         self.flat = flatten(plan.tile.jaxpr, outputs)
         self.jaxpr = self.flat.jaxpr
-        shift = int(plan.scaled)
+        shift = running(plan)
         self.operands = self.jaxpr.invars[shift:]
-        specs = [*([plan.outputs[0]] if plan.scaled else []), *plan.inputs]
+        specs = [*plan.outputs[:shift], *plan.inputs]
         self.specs = {v: s for v, s in zip(self.jaxpr.invars, specs, strict=True)}
         self.names = labels(
             self.jaxpr,
@@ -57,8 +57,8 @@ class _Cut:
         )
         self.makers = {v: e for e in self.jaxpr.eqns for v in e.outvars}
         self.follows = {v: frozenset(d for d in s.dims if d is not None) for v, s in self.specs.items()}
-        if plan.scaled:
-            self.follows[self.jaxpr.invars[0]] |= {ROWS, COLS}
+        for v in self.jaxpr.invars[:shift]:
+            self.follows[v] |= {ROWS, COLS}
         for v in self.jaxpr.constvars:
             self.follows[v] = frozenset()
         for e in self.jaxpr.eqns:
@@ -88,7 +88,7 @@ class _Cut:
         """Sums over the other positions, with the axes that are still to be added up, and what follows from them."""
         totals: dict[Any, list[int]] = {}
         late: set[Any] = set()
-        if self.plan.scaled:
+        if running(self.plan):
             return totals, late
         other = NAMES[self.other]
         for e in self.jaxpr.eqns:
@@ -160,9 +160,9 @@ class _Cut:
         core_outs = [*sums, *(v for v in outs if not self._is_after(v))]
         early = self._early_frontier(core_outs)
         used = self._inputs_of(core_outs, early)
-        if self.plan.scaled:
-            used = [self.jaxpr.invars[0], *(v for v in used if v is not self.jaxpr.invars[0])]
-        operands = used[int(self.plan.scaled) :]
+        first = self.jaxpr.invars[: running(self.plan)]
+        operands = [v for v in used if v not in first]
+        used = [*first, *operands]
 
         def middle(*blocks):
             env = dict(zip([*used, *early], blocks, strict=True))
@@ -194,7 +194,7 @@ class _Cut:
         core_specs = (*sum_specs, *(self.plan.outputs[i] for i in direct))
         made = MadePlan(
             self.plan.grid, self.plan.visit, tuple(specs), core_specs, tile, self.plan.scaled,
-            tuple(self.plan.powers), self.plan.mass, results,
+            tuple(self.plan.powers), self.plan.mass, results, self.plan.start,
         )  # fmt: skip
 
         def finish(found: Sequence[jax.Array]) -> dict[int, jax.Array]:

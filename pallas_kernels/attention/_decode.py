@@ -14,7 +14,7 @@ from jax.extend import core
 
 from pallas_kernels.attention._flat import Unsupported
 from pallas_kernels.attention._made import MadeGrid, MadePlan, MadeSpec, MadeTile, kept
-from pallas_kernels.attention._plan import COLS, ROWS, Plan
+from pallas_kernels.attention._plan import COLS, ROWS, Plan, running
 from pallas_kernels.attention._work import together
 
 Restore = Callable[[Sequence[jax.Array]], list[jax.Array]]
@@ -64,7 +64,7 @@ def packed(plan: Plan, tiles: jax.Array, arrays: Sequence[jax.Array], multiple: 
         x = jnp.broadcast_to(x, (*sizes, *x.shape[len(sizes) :])).reshape(count, *x.shape[len(sizes) :])
         return jnp.pad(x, [(0, rows - count), *([(0, 0)] * (x.ndim - 1))])
 
-    specs = [*plan.outputs[: int(plan.scaled)], *plan.inputs]
+    specs = [*plan.outputs[: running(plan)], *plan.inputs]
     places = [[n for n, d in enumerate(kept(s.dims)) if d == ROWS] for s in specs]
     run = core.jaxpr_as_fun(plan.tile.jaxpr)
 
@@ -89,6 +89,7 @@ def packed(plan: Plan, tiles: jax.Array, arrays: Sequence[jax.Array], multiple: 
         powers=tuple(plan.powers),
         mass=plan.mass,
         results=tuple(plan.results),
+        start=plan.start,
     )
     gone = [*(n for n, d in enumerate(plan.visit.dims[:-2]) if d in merged), len(plan.visit.dims) - 2]
     tiles = jnp.moveaxis(tiles, gone, range(len(gone)))

@@ -47,6 +47,7 @@ class MadePlan:
     powers: tuple[int | float, ...]
     mass: int | None
     results: tuple[Any, ...]
+    start: tuple[float, ...] | None = None
 
 
 def kept(dims: Sequence[int | None]) -> list[int | None]:

@@ -52,8 +52,9 @@ class Plan(Protocol):
 
     ``tile`` maps blocks of the inputs to blocks of the outputs, which are added up; of a scaled fold it takes the
     running log scale first and returns a new one, at which its other outputs are, and ``powers`` says how each of them
-    changes with it; ``mass`` is the one among them that the result is to be divided by. ``results`` are the outputs'
-    types.
+    changes with it; ``mass`` is the one among them that the result is to be divided by. Of a carried fold (``start`` is
+    not None) it takes all outputs as they are so far, at first ``start``, and returns what becomes of them, in the
+    order of the keys. ``results`` are the outputs' types.
     """
 
     @property
@@ -73,4 +74,11 @@ class Plan(Protocol):
     @property
     def mass(self) -> int | None: ...
     @property
+    def start(self) -> tuple[float, ...] | None: ...
+    @property
     def results(self) -> Sequence[Any]: ...
+
+
+def running(plan: Plan) -> int:
+    """How many outputs the tile function takes, as they are so far, before its operands."""
+    return len(plan.outputs) if plan.start is not None else int(plan.scaled)

@@ -163,8 +163,9 @@ class Visits:
     order: jax.Array
 
 
-def visits(tiles: jax.Array, order: str) -> Visits:
-    """What each place visits; see ``work_list`` for the arguments."""
+def visits(tiles: jax.Array, order: str, in_order: bool) -> Visits:
+    """What each place visits; see ``work_list`` for the arguments. ``in_order`` takes full tiles for partial ones."""
+    tiles = jnp.minimum(tiles, 1) if in_order else tiles
     axes = {"row": (0, 2, 1, 3), "col": (0, 3, 1, 2), "pair": (0, 2, 3, 1)}[order]
     lists, _, rows, cols = tiles.shape
     places = {"row": rows, "col": cols, "pair": rows * cols}[order]

@@ -36,7 +36,7 @@ def dump(folder, name="kernel", spill_at=17):
 
 def test_regions_are_found(tmp_path):
     dump(tmp_path, spill_at=21)
-    found = read_all(tmp_path, "v5e")["kernel"]
+    found = read_all(tmp_path, "v5e", "kernel")["kernel"]
     first, second = found.regions
     assert first == Region(2, 0.0, 0)
     assert second == Region(6, 16.0, 1)
@@ -47,7 +47,7 @@ def test_regions_are_found(tmp_path):
 
 def test_a_faster_matrix_unit(tmp_path):
     dump(tmp_path)
-    assert read_all(tmp_path, "v6e")["kernel"].tiles[0].mxu == 8
+    assert read_all(tmp_path, "v6e", "")["kernel"].tiles[0].mxu == 8
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path):

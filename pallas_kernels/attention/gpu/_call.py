@@ -24,7 +24,7 @@ from pallas_kernels.attention._cut import cut
 from pallas_kernels.attention._flat import TooLarge, Unsupported, flatten
 from pallas_kernels.attention._labels import labels
 from pallas_kernels.attention._made import NAMES, MadePlan, spec_names
-from pallas_kernels.attention._plan import COLS, ROWS, Plan
+from pallas_kernels.attention._plan import COLS, ROWS, Plan, running
 from pallas_kernels.attention._sums import sum_dtype
 from pallas_kernels.attention.gpu._fragments import ROWS_EACH, SWIZZLE, Fragments, padded
 from pallas_kernels.attention.gpu._operands import At, Operand, Operands
@@ -51,7 +51,7 @@ def run(plan: Plan, tiles: jax.Array, arrays: Sequence[jax.Array], target: Targe
 
 def _groups(plan: Plan) -> list[tuple[str, list[int]]]:
     """The walks that a plan takes: an order, and the outputs that are added up in it, as far as registers go."""
-    if plan.scaled:
+    if running(plan):
         return [("row", list(range(len(plan.outputs))))]
     kinds: dict[tuple, list[int]] = {}
     for i, spec in enumerate(plan.outputs):
@@ -105,7 +105,7 @@ class _Call:
 
     def _used(self) -> list[int]:
         """Operands that some equation reads."""
-        jaxpr, shift = self.flat.jaxpr, int(self.plan.scaled)
+        jaxpr, shift = self.flat.jaxpr, running(self.plan)
         read = {id(v) for e in jaxpr.eqns for v in e.invars} | {id(v) for v in jaxpr.outvars}
         return [n - shift for n, v in enumerate(jaxpr.invars) if id(v) in read and n >= shift]
 
@@ -158,7 +158,7 @@ class _Call:
         shape = [grid.outer[d] if d in inside else 1 for d in self.inner]
         tiles = tiles.reshape(lists, *shape, grid.rows, grid.cols)
         tiles = jnp.broadcast_to(tiles, (lists, *(grid.outer[d] for d in self.inner), grid.rows, grid.cols))
-        return _work.visits(tiles.reshape(lists, -1, grid.rows, grid.cols), self.order)
+        return _work.visits(tiles.reshape(lists, -1, grid.rows, grid.cols), self.order, self.plan.start is not None)
 
     def __call__(self, tiles: jax.Array, arrays: Sequence[jax.Array]) -> list[jax.Array]:
         plan, order, grid = self.plan, self.order, self.plan.grid
@@ -201,7 +201,7 @@ class _Call:
 
     def _specs(self) -> list:
         """Those of the tile function's inputs."""
-        return [*([self.plan.outputs[0]] if self.plan.scaled else []), *self.plan.inputs]
+        return [*self.plan.outputs[: running(self.plan)], *self.plan.inputs]
 
     def _shape(self, atom: Any) -> tuple[int, ...]:
         """Shape of a variable in a warpgroup's tile."""

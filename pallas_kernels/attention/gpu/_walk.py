@@ -1,5 +1,6 @@
 """What the warpgroups of a block of threads do: one moves matrices into a ring, the others compute."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.attention._axes import LOG2E, Value
-from pallas_kernels.attention._sums import LOWEST, sum_dtype
+from pallas_kernels.attention._plan import running
+from pallas_kernels.attention._sums import LOWEST, start_of, sum_dtype
 from pallas_kernels.attention.gpu._fragments import ROWS_EACH, Product
 from pallas_kernels.attention.gpu._operands import At, Operand
 
@@ -141,7 +143,7 @@ class Walk:
         self.fetch(warpgroup)
         here = visits.at(warpgroup)
         steady = [self._value(n, here, warpgroup, None) if x.steady else None for n, x in enumerate(self.operands)]
-        shared = call.evaluator.prepare(self._arguments(None, steady), fold=False)
+        shared = call.evaluator.prepare(self._arguments([None] * running(call.plan), steady), fold=False)
 
         def step(full: bool, number: Any, carry: tuple) -> tuple:
             entry, sums = carry
@@ -179,20 +181,19 @@ class Walk:
             stored = [ref.at[places] for ref in stored]
         return x.read(self.refs[n], at, stored)
 
-    def _arguments(self, scale: Any, values: list) -> list:
+    def _arguments(self, before: list, values: list) -> list:
         """Values of all inputs of the tile function; of those that it does not read, nothing."""
         call = self.call
         found: list = [Value(0, ())] * len(call.plan.inputs)
         for n, value in zip(call.used, values, strict=True):
             found[n] = value
-        return [scale, *found] if call.plan.scaled else found
+        return [*before, *found]
 
     def _start(self) -> tuple[jax.Array, ...]:
         call, found = self.call, []
         for i in call.outputs:
             names, sizes, dtype = self._held(i)
-            lowest = call.plan.scaled and i == 0
-            found.append(call.layout.constant(LOWEST if lowest else 0.0, names, sizes, dtype))
+            found.append(call.layout.constant(start_of(call.plan, i), names, sizes, dtype))
         return tuple(found)
 
     def _held(self, i: int) -> tuple[tuple[str, ...], tuple[int, ...], Any]:
@@ -213,6 +214,8 @@ class Walk:
     def _hold(self, value: Value, i: int) -> jax.Array:
         call = self.call
         names, sizes, dtype = self._held(i)
+        if isinstance(value.data, Product):
+            value = dataclasses.replace(value, data=call.layout.compute(value.data))
         value = call.evaluator.binary(value) if call.base2 and i == 0 else call.evaluator.natural(value)
         data = value.data if not value.known else jnp.asarray(value.data, dtype)
         return call.layout.spread(data.astype(dtype), call.evaluator.held(value), names, sizes)
@@ -221,13 +224,17 @@ class Walk:
         """Sums with a tile's added."""
         call = self.call
         outputs = call.outputs
+        if call.plan.start is not None:
+            before = [Value(x, call.output_names(i)) for i, x in enumerate(sums)]
+            found = call.evaluator(self._arguments(before, values), shared, full)
+            return tuple(self._hold(x, i) for i, x in enumerate(found))
         if not call.plan.scaled:
-            found = call.evaluator(self._arguments(None, values), shared, full)
+            found = call.evaluator(self._arguments([], values), shared, full)
             return tuple(self._plus(s, v, i) for s, v, i in zip(sums, found, outputs, strict=True))
         old = sums[0]
         names = call.evaluator.held(Value(None, call.output_names(0)))
         scale = Value(old, names, call.base2, finite=True)
-        new, *added = call.evaluator(self._arguments(scale, values), shared, full)
+        new, *added = call.evaluator(self._arguments([scale], values), shared, full)
         new = self._hold(new, 0)
         factor = (jnp.exp2 if call.base2 else jnp.exp)(old - new)
         found = [new]

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 from pallas_kernels._target import MIB, Target
-from pallas_kernels.attention._plan import COLS, ROWS, Plan
+from pallas_kernels.attention._plan import COLS, ROWS, Plan, running
 
 MATRICES = 6
 """Score matrices of a tile that the compiler is taken to hold at once, in float32."""
@@ -79,7 +79,7 @@ def budget(
 
 def _inputs(plan: Plan) -> list[tuple]:
     """Spec, number of features and bytes of a number of each operand; features and sizes are those of its block."""
-    blocks = plan.tile.jaxpr.in_avals[int(plan.scaled) :]
+    blocks = plan.tile.jaxpr.in_avals[running(plan) :]
     found = []
     for spec, block in zip(plan.inputs, blocks, strict=True):
         positions = sum(d in (ROWS, COLS) for d in spec.dims)

@@ -16,9 +16,9 @@ from pallas_kernels._target import MIB, Target
 from pallas_kernels.attention import _work
 from pallas_kernels.attention._axes import COL, FEATURE, LOG2E, ROW, Evaluator, Value
 from pallas_kernels.attention._flat import TooLarge, Unsupported, flatten
-from pallas_kernels.attention._made import NAMES
-from pallas_kernels.attention._plan import COLS, ROWS, Plan
-from pallas_kernels.attention._sums import LOWEST, sum_dtype
+from pallas_kernels.attention._made import NAMES, spec_names
+from pallas_kernels.attention._plan import COLS, ROWS, Plan, running
+from pallas_kernels.attention._sums import LOWEST, start_of, sum_dtype
 from pallas_kernels.attention.tpu import _budget
 from pallas_kernels.attention.tpu._lanes import LANES, Lanes, row, widen
 from pallas_kernels.attention.tpu._passes import Pass, passes
@@ -294,7 +294,7 @@ class _Call:
         return {i: self._restore(i, x) for i, x in zip(order.outputs, results, strict=True)}
 
     def _used(self) -> set[int]:
-        jaxpr, shift = self.flat.jaxpr, int(self.plan.scaled)
+        jaxpr, shift = self.flat.jaxpr, running(self.plan)
         read = {id(v) for e in jaxpr.eqns for v in e.invars} | {id(v) for v in jaxpr.outvars}
         return {n - shift for n, v in enumerate(jaxpr.invars) if id(v) in read and n >= shift}
 
@@ -392,8 +392,7 @@ class _Call:
 
         def clear(which):
             for n in which:
-                lowest = plan.scaled and order.outputs[n] == 0
-                sums[n][...] = jnp.full(sums[n].shape, LOWEST if lowest else 0, sums[n].dtype)
+                sums[n][...] = jnp.full(sums[n].shape, start_of(plan, order.outputs[n]), sums[n].dtype)
 
         def write(which):
             finished = self._finished(sums) if plan.scaled else [None] * len(sums)
@@ -417,12 +416,15 @@ class _Call:
             """What is the same for every tile of the step."""
             steady = [self.fast not in spec.dims for spec in plan.inputs]
             found = [v if s else None for v, s in zip(values(step_at), steady, strict=True)]
-            return self.evaluator.prepare([None, *found] if plan.scaled else found, fold=plan.scaled)
+            return self.evaluator.prepare([None] * running(plan) + found, fold=plan.scaled)
 
         def visit(tile: Any, shared: dict, full: bool) -> None:
             at = self._tile(step_at, tile)
             if plan.scaled:
                 self._add_scaled(values(at), shared, full, sums)
+                return
+            if plan.start is not None:
+                self._carry(values(at), shared, full, sums)
                 return
             for n, value in enumerate(self.evaluator(values(at), shared, full)):
                 i = order.outputs[n]
@@ -480,6 +482,17 @@ class _Call:
             power = self.plan.powers[n - 1]
             kept = (old == new).astype(factor.dtype) if math.isinf(power) else factor**power
             sums[n][...] = sums[n][...] * _fitted(kept, sums[n].shape) + self.hold(value, n)
+
+    def _carry(self, values: list[Value], shared: dict, full: bool, sums: Sequence[Any]) -> None:
+        """Put what becomes of the outputs in their place."""
+        plan, before = self.plan, []
+        for i, held in enumerate(sums):
+            names = spec_names(plan.outputs[i], plan.tile.outputs[i])
+            there = self.evaluator.held(Value(None, names))
+            before.append(Value(held[...] if there else held[...][:1, :1], names))
+        after = [self.hold(x, i) for i, x in enumerate(self.evaluator([*before, *values], shared, full))]
+        for held, x in zip(sums, after, strict=True):
+            held[...] = x
 
     def _is_column(self, output: int) -> bool:
         """Whether an output is held as a column, and written as a row."""

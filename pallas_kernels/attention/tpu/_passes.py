@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from pallas_kernels._target import Target
-from pallas_kernels.attention._plan import COLS, ROWS, Plan
+from pallas_kernels.attention._plan import COLS, ROWS, Plan, running
 from pallas_kernels.attention.tpu._budget import budget
 
 
@@ -54,7 +54,7 @@ def _fits(plan: Plan, walk: Pass, group: int, target: Target) -> bool:
 
 
 def _walks(plan: Plan, target: Target) -> list[Pass]:
-    if plan.scaled:
+    if running(plan):
         return [Pass("row", tuple(range(len(plan.outputs))))]
     kinds: dict[str, list[int]] = {"row": [], "col": [], "pair": [], "whole": []}
     for i, spec in enumerate(plan.outputs):

@@ -6,12 +6,13 @@ from typing import Any
 import jax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-_LOAD_TAKES_INDEX = "idx" in inspect.signature(plgpu.load).parameters
+_INDEX = inspect.signature(plgpu.load).parameters.get("idx")
+_LOAD_NEEDS_INDEX = _INDEX is not None and _INDEX.default is inspect.Parameter.empty
 
 
 def load(ref: Any, layout: Any) -> jax.Array:
     """All of a reference, in registers in a layout, by whatever instructions that takes."""
-    if _LOAD_TAKES_INDEX:
+    if _LOAD_NEEDS_INDEX:
         return plgpu.load(ref, (), layout=layout, optimized=False)
     return plgpu.load(ref, layout=layout, optimized=False)  # pyright: ignore[reportCallIssue]
 

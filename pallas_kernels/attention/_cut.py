@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from pallas_kernels.attention._axes import FEATURE
 from pallas_kernels.attention._flat import VISIBLE, Unsupported, flatten
 from pallas_kernels.attention._labels import labels
 from pallas_kernels.attention._made import NAMES, MadePlan, MadeSpec, MadeTile, spec_names
 from pallas_kernels.attention._plan import COLS, ROWS, Grid, Plan, running
 from pallas_kernels.attention._sums import sum_dtype
+from pallas_kernels.attention._values import FEATURE
 
 _FREE = {"convert_element_type", "transpose", "broadcast_in_dim", "reshape", "squeeze", "expand_dims"}
 """What a kernel does with matrices of features at no cost."""

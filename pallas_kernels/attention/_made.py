@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from pallas_kernels.attention._axes import COL, FEATURE, ROW
 from pallas_kernels.attention._plan import COLS, ROWS
+from pallas_kernels.attention._values import COL, FEATURE, ROW
 
 NAMES = {ROWS: ROW, COLS: COL}
 

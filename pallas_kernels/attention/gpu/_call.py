@@ -19,13 +19,14 @@ from jax.extend import core
 from pallas_kernels import _compat
 from pallas_kernels._target import Target
 from pallas_kernels.attention import _work
-from pallas_kernels.attention._axes import COL, FEATURE, ROW, Evaluator, traced_shape
 from pallas_kernels.attention._cut import cut
+from pallas_kernels.attention._evaluate import Evaluator, traced_shape
 from pallas_kernels.attention._flat import TooLarge, Unsupported, flatten
 from pallas_kernels.attention._labels import labels
 from pallas_kernels.attention._made import NAMES, MadePlan, spec_names
 from pallas_kernels.attention._plan import COLS, ROWS, Plan, running
 from pallas_kernels.attention._sums import sum_dtype
+from pallas_kernels.attention._values import COL, FEATURE, ROW
 from pallas_kernels.attention.gpu._fragments import ROWS_EACH, SWIZZLE, Fragments, padded
 from pallas_kernels.attention.gpu._operands import At, Operand, Operands
 from pallas_kernels.attention.gpu._walk import Visits, Walk

@@ -11,8 +11,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import _compat
-from pallas_kernels.attention._axes import COL, FEATURE, LOG2E, REWRITTEN, ROW, Axes
 from pallas_kernels.attention._flat import Unsupported
+from pallas_kernels.attention._values import COL, FEATURE, LOG2E, REWRITTEN, ROW, Axes
 
 ROWS_EACH = 64
 """Rows of a matrix that a warpgroup multiplies."""

@@ -10,9 +10,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels import _compat
-from pallas_kernels.attention._axes import FEATURE, Value
 from pallas_kernels.attention._flat import Unsupported
 from pallas_kernels.attention._made import NAMES, kept
+from pallas_kernels.attention._values import FEATURE, Value
 from pallas_kernels.attention.gpu._fragments import PARTS, Fragments, Listed, Stored, padded
 
 

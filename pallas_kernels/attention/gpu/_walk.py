@@ -12,9 +12,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.attention._axes import LOG2E, Value
 from pallas_kernels.attention._plan import running
 from pallas_kernels.attention._sums import LOWEST, start_of, sum_dtype
+from pallas_kernels.attention._values import LOG2E, Value
 from pallas_kernels.attention.gpu._fragments import ROWS_EACH, Product
 from pallas_kernels.attention.gpu._operands import At, Operand
 

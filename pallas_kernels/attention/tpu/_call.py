@@ -14,11 +14,12 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels._target import MIB, Target
 from pallas_kernels.attention import _work
-from pallas_kernels.attention._axes import COL, FEATURE, LOG2E, ROW, Evaluator, Value
+from pallas_kernels.attention._evaluate import Evaluator
 from pallas_kernels.attention._flat import TooLarge, Unsupported, flatten
 from pallas_kernels.attention._made import NAMES, spec_names
 from pallas_kernels.attention._plan import COLS, ROWS, Plan, running
 from pallas_kernels.attention._sums import LOWEST, start_of, sum_dtype
+from pallas_kernels.attention._values import COL, FEATURE, LOG2E, ROW, Value
 from pallas_kernels.attention.tpu import _budget
 from pallas_kernels.attention.tpu._lanes import LANES, Lanes, row, widen
 from pallas_kernels.attention.tpu._passes import Pass, passes

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.attention._axes import COL, FEATURE, REWRITTEN, ROW, Axes
+from pallas_kernels.attention._values import COL, FEATURE, REWRITTEN, ROW, Axes
 
 LANES = 128
 

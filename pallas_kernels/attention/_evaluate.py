@@ -11,7 +11,7 @@ Two things are changed on the way: exponentials are taken in base 2 (see `_flat`
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,80 +20,25 @@ from jax import lax
 from jax.extend import core
 
 from pallas_kernels.attention._flat import HOMOGENEOUS, SUMS, VISIBLE, Flat, Unsupported, is_scalar
+from pallas_kernels.attention._values import (
+    FEATURE,
+    LOG2E,
+    Axes,
+    Layout,
+    Value,
+    array,
+    astype,
+    floating,
+    folded,
+    is_narrow,
+    never_equal,
+    pair,
+    reshape,
+    same_width,
+)
 
-ROW, COL, FEATURE = "row", "col", "feature"
-Axes = tuple[str | None, ...]
-LOG2E = math.log2(math.e)
 TABLE = 1024
 """Numbers in a table that is looked up at every entry of a block, at most: it costs a pass over the block for each."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """One value of a tile function.
-
-    Attributes:
-        data: the numbers, in the layout's form for the names in ``axes``; a Python or NumPy scalar where known.
-        axes: for each logical axis its name, or None along which all numbers are the same.
-        base2: whether ``data`` is the value times log2(e).
-        narrow: the same numbers in the 16-bit type that they came in, or None.
-        finite: whether none of them is -inf for certain, so that no such test is needed.
-    """
-
-    data: Any
-    axes: Axes
-    base2: bool = False
-    narrow: Any = None
-    finite: bool = False
-
-    @property
-    def known(self) -> bool:
-        return isinstance(self.data, (bool, int, float, np.generic))
-
-
-@runtime_checkable
-class Layout(Protocol):
-    """How values lie in the machine's registers. ``names`` are in the order ``sort`` gives."""
-
-    def sort(self, axes: Axes) -> tuple[int, ...]:
-        """Logical positions of the axes that are there, in the order in which they are held."""
-        ...
-
-    def spread(self, data: Any, held: tuple[str, ...], wanted: tuple[str, ...], sizes: tuple[int, ...]) -> Any:
-        """A value with the axes ``held``, the same along the others of ``wanted``, whose sizes are given."""
-        ...
-
-    def reduce(self, name: str, data: Any, held: tuple[str, ...], over: tuple[int, ...]) -> Any:
-        """Its sum, greatest or least (``name``) over some of the held axes."""
-        ...
-
-    def dot(self, x: Any, y: Any, over: tuple[int, int], dtype: Any, precision: Any, final: bool) -> Any:
-        """Product of two matrices over one axis of each; the rest of ``x`` comes first in the result.
-
-        A ``final`` one goes nowhere but to a sum, so it may be left to be computed there.
-        """
-        ...
-
-    def join(self, x: Any, y: Any) -> Any:
-        """The sum of two final products."""
-        ...
-
-    def transpose(self, data: Any) -> Any: ...
-
-    def index(self, size: int) -> Any:
-        """Positions along an axis of features."""
-        ...
-
-    def entry(self, table: Any, entry: Any) -> Any:
-        """One number of a table of features."""
-        ...
-
-    def function(self, name: str) -> Callable | None:
-        """What computes a function of numbers; None for jax's own."""
-        ...
-
-
-# --- evaluation -------------------------------------------------------------------------------------------------------
 
 ELEMENTWISE = {
     "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "ceil", "clamp",
@@ -103,8 +48,6 @@ ELEMENTWISE = {
     "population_count", "pow", "rem", "round", "rsqrt", "select_n", "shift_left", "shift_right_arithmetic",
     "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh", "xor",
 }  # fmt: skip
-REWRITTEN: dict[str, Callable] = {"add_any": lambda x, y: x + y, "one_minus_square": lambda x: 1 - x * x}
-"""Functions of numbers that not every version of jax, or no kernel, has."""
 REDUCTIONS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "reduce_and": "min", "reduce_or": "max"}
 
 
@@ -146,7 +89,7 @@ class Evaluator:
         return self.times(value, 1 / LOG2E, False) if value.base2 else value
 
     def binary(self, value: Value) -> Value:
-        return value if value.base2 or not _floating(value.data) else self.times(value, LOG2E, True)
+        return value if value.base2 or not floating(value.data) else self.times(value, LOG2E, True)
 
     def times(self, value: Value, factor: float, base2: bool) -> Value:
         if value.known:
@@ -162,7 +105,7 @@ class Evaluator:
         if names == (FEATURE, FEATURE) and any(len(self.held(v)) == 1 for v in values):
             raise Unsupported("a matrix of features with a vector of them")
         sizes = tuple(shape[i] for i in self.layout.sort(axes))
-        datas = [self.layout.spread(_array(v.data, dtype), self.held(v), names, sizes) for v in values]
+        datas = [self.layout.spread(array(v.data, dtype), self.held(v), names, sizes) for v in values]
         full = np.broadcast_shapes(*(jnp.shape(d) for d in datas))
         return Value(function(*(jnp.broadcast_to(d, full) for d in datas)), axes)
 
@@ -263,7 +206,7 @@ class Evaluator:
             return self._convert(rounded, dtype)
         else:
             values = [self.natural(v) for v in values]
-        if name == "eq" and _never_equal(*values):
+        if name == "eq" and never_equal(*values):
             return Value(False, (None,) * len(shape))
         found = self._apply(name, params, equation, values, shape, dtype)
         if name == "max" and any(v.finite for v in values):
@@ -282,8 +225,8 @@ class Evaluator:
         return [self.times(v, LOG2E, False) if i == one else v for i, v in enumerate(values)]
 
     def _apply(self, name: str, params: dict, equation: Any, values: list[Value], shape: tuple, dtype: Any) -> Value:
-        if name in ("and", "or", "not", "select_n") and (folded := _folded(name, values)) is not None:
-            return folded
+        if name in ("and", "or", "not", "select_n") and (known := folded(name, values)) is not None:
+            return known
         if name in SUMS and equation.outvars[0] in self.flat.finals:
             return Value(self.layout.join(values[0].data, values[1].data), self.merged(values, len(shape)))
         avals = [self.real(v) for v in equation.invars]
@@ -302,7 +245,7 @@ class Evaluator:
             dims = [int(d) for d in params["broadcast_dimensions"]]
             return self._broadcast(values[0], avals[0].shape, shape, dims)
         if name in ("reshape", "squeeze", "expand_dims"):
-            return _reshape(values[0], avals[0].shape, shape)
+            return reshape(values[0], avals[0].shape, shape)
         if name == "transpose":
             return self._transpose(values[0], [int(i) for i in params["permutation"]])
         if name in ("gather", "scatter-add"):
@@ -321,8 +264,8 @@ class Evaluator:
         old = value.data.dtype
         if old == dtype:
             return value
-        narrow = value.data if _is_narrow(old) and jnp.issubdtype(dtype, jnp.floating) else None
-        return Value(_astype(value.data, dtype), value.axes, value.base2, narrow)
+        narrow = value.data if is_narrow(old) and jnp.issubdtype(dtype, jnp.floating) else None
+        return Value(astype(value.data, dtype), value.axes, value.base2, narrow)
 
     def _reduce(self, name: str, value: Value, axes: Sequence[int], aval: Any) -> Value:
         left = tuple(a for i, a in enumerate(value.axes) if i not in axes)
@@ -349,7 +292,7 @@ class Evaluator:
         if not matrices or len(over_x) != 1 or x.axes[over_x[0]] is None or x.axes[over_x[0]] != y.axes[over_y[0]]:
             return self._dot_by_sum(x, y, (over_x, over_y), (batch_x, batch_y), (free_x, free_y), avals, dtype)
         places = self.layout.sort(x.axes).index(over_x[0]), self.layout.sort(y.axes).index(over_y[0])
-        a, b = _same_width(x, y)
+        a, b = same_width(x, y)
         ordered = [self.layout.sort(x.axes), self.layout.sort(y.axes)]
         rest = ordered[0][1 - places[0]], ordered[1][1 - places[1]]
         both = self.layout.sort((x.axes[rest[0]], y.axes[rest[1]]))
@@ -359,7 +302,7 @@ class Evaluator:
         if both == (0, 1):
             data = self.layout.dot(a, b, places, wide, params["precision"], final)
         else:
-            data = self.layout.dot(b, a, _pair(places[::-1]), wide, params["precision"], final)
+            data = self.layout.dot(b, a, pair(places[::-1]), wide, params["precision"], final)
         return Value(data, axes)
 
     def _dot_by_sum(self, x: Value, y: Value, over: tuple, batch: tuple, free: tuple, avals: list, dtype: Any) -> Value:
@@ -433,7 +376,7 @@ class Evaluator:
             look = lambda entry, found: jnp.where(here(entry).data, self.layout.entry(table.data, entry), found)
             return Value(lax.fori_loop(0, size, look, start.data), start.axes)
         entries = self.layout.index(size)
-        row = table.data if not table.known and table.data.shape == entries.shape else _array(table.data, dtype)
+        row = table.data if not table.known and table.data.shape == entries.shape else array(table.data, dtype)
         row = jnp.broadcast_to(row, entries.shape)
         (added,) = rest
         block = jax.ShapeDtypeStruct(shape, dtype)
@@ -479,65 +422,3 @@ class Evaluator:
             return dataclasses.replace(value, axes=axes)
         narrow = None if value.narrow is None else self.layout.transpose(value.narrow)
         return Value(self.layout.transpose(value.data), axes, value.base2, narrow)
-
-
-def _floating(data: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(data), jnp.floating)
-
-
-def _is_narrow(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits == 16
-
-
-def _array(data: Any, dtype: Any) -> Any:
-    """Data as an array; known numbers in the type of the others."""
-    if isinstance(data, (bool, np.bool_)):
-        return jnp.asarray(data)
-    return jnp.asarray(data, dtype if isinstance(data, (int, float, np.generic)) else None)
-
-
-def _pair(numbers: Sequence[int]) -> tuple[int, int]:
-    a, b = numbers
-    return a, b
-
-
-def _astype(data: Any, dtype: Any) -> Any:
-    if data.dtype == jnp.bool_:
-        return jnp.where(data, jnp.ones((), dtype), jnp.zeros((), dtype))
-    return data != 0 if dtype == jnp.bool_ else data.astype(dtype)
-
-
-def _same_width(x: Value, y: Value) -> tuple[Any, Any]:
-    """Operands of a product, in a 16-bit type if either came in one."""
-    narrow = [v.data if _is_narrow(v.data.dtype) else v.narrow for v in (x, y)]
-    dtypes = [n.dtype for n in narrow if n is not None]
-    if not dtypes:
-        return x.data, y.data
-    a, b = (v.data.astype(dtypes[0]) if n is None else n for v, n in zip((x, y), narrow, strict=True))
-    return a, b.astype(a.dtype)
-
-
-def _never_equal(x: Value, y: Value) -> bool:
-    """Whether one is -inf and the other never."""
-    return any(a.finite and b.known and b.data == -math.inf for a, b in ((x, y), (y, x)))
-
-
-def _folded(name: str, values: list[Value]) -> Value | None:
-    """The result where a known truth value decides it."""
-    first = values[0]
-    if name in ("select_n", "not"):
-        if not first.known or first.data not in (True, False):
-            return None
-        return values[1 + int(first.data)] if name == "select_n" else dataclasses.replace(first, data=not first.data)
-    for fixed, other in (values, values[::-1]):
-        if fixed.known and isinstance(fixed.data, (bool, np.bool_)):
-            return other if bool(fixed.data) == (name == "and") else fixed
-    return None
-
-
-def _reshape(value: Value, old: tuple, new: tuple) -> Value:
-    """Axes of size one, which have no name, come and go."""
-    if [n for n in old if n != 1] != [n for n in new if n != 1]:
-        raise Unsupported(f"a reshape of a block from {old} to {new}")
-    names = iter([name for n, name in zip(old, value.axes, strict=True) if n != 1])
-    return dataclasses.replace(value, axes=tuple(None if n == 1 else next(names) for n in new))

@@ -10,14 +10,12 @@ import jax.numpy as jnp
 
 from attnjax.attention import _forms
 from attnjax.attention._fold import fold_p
+from attnjax.attention._plan import LANES
 from attnjax.attention._problem import Problem
 from attnjax.attention._tiles import Plan
 from attnjax.attention.normalizers import Monoid
 from pallas_kernels import Target, current
 from pallas_kernels.attention import TooLarge, Unsupported, check, fold
-
-LANES = 128
-"""Tiles are multiples of it, or as long as the arrays."""
 
 
 @dataclasses.dataclass(frozen=True)

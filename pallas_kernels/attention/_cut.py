@@ -42,12 +42,12 @@ def cut(plan: Plan, outputs: Sequence[int], first: int, arrays: Sequence[jax.Arr
 
 class _Cut:
     def __init__(self, plan: Plan, outputs: Sequence[int], first: int, arrays: Sequence[jax.Array]):
-        self.plan, self.which, self.first, self.arrays = plan, outputs, first, arrays
+        self.plan, self.which, self.first = plan, outputs, first
         self.other = COLS if first == ROWS else ROWS
         self.flat = flatten(plan.tile.jaxpr, outputs)
         self.jaxpr = self.flat.jaxpr
         shift = running(plan)
-        self.operands = self.jaxpr.invars[shift:]
+        self.given = dict(zip(self.jaxpr.invars[shift:], arrays, strict=True))
         specs = [*plan.outputs[:shift], *plan.inputs]
         self.specs = {v: s for v, s in zip(self.jaxpr.invars, specs, strict=True)}
         self.names = labels(
@@ -140,25 +140,29 @@ class _Cut:
 
         return [value(v) for v in wanted]
 
-    def _inputs_of(self, wanted: Sequence[Any], given: Sequence[Any]) -> list[Any]:
-        """Inputs of the tile function that ``wanted`` are computed from, if ``given`` are."""
+    def _reached(self, wanted: Sequence[Any], ends: Any, given: Sequence[Any] = ()) -> list[Any]:
+        """Those of ``ends`` that ``wanted`` are computed from, if ``given`` are; in the order of the tile function."""
         seen, found, left = set(given), [], _variables(wanted)
         while left:
             v = left.pop()
             if v in seen:
                 continue
             seen.add(v)
-            if v in self.makers:
-                left += _variables(self.makers[v].invars)
-            elif v in self.specs:
+            if v in ends:
                 found.append(v)
-        return sorted(found, key=list(self.specs).index)
+            elif v in self.makers:
+                left += _variables(self.makers[v].invars)
+        return sorted(found, key=[*self.specs, *self.makers].index)
+
+    def _inputs_of(self, wanted: Sequence[Any], given: Sequence[Any]) -> list[Any]:
+        """Inputs of the tile function that ``wanted`` are computed from, if ``given`` are."""
+        return self._reached(wanted, self.specs, given)
 
     def made(self) -> tuple[MadePlan, list, Callable]:
         outs = list(self.jaxpr.outvars)
         sums = self._frontier(outs)
         core_outs = [*sums, *(v for v in outs if not self._is_after(v))]
-        early = self._early_frontier(core_outs)
+        early = self._reached(core_outs, self.early)  # what the middle reads of it
         used = self._inputs_of(core_outs, early)
         first = self.jaxpr.invars[: running(self.plan)]
         operands = [v for v in used if v not in first]
@@ -179,8 +183,7 @@ class _Cut:
 
         jaxpr = jax.make_jaxpr(middle)(*(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in [*used, *early]))
         specs = [*(self.specs[v] for v in operands), *(self._spec(v) for v in early)]
-        places = {v: n for n, v in enumerate(self.operands)}
-        arrays = [*(self.arrays[places[v]] for v in operands), *(self._before(v) for v in early)]
+        arrays = [*(self.given[v] for v in operands), *(self._before(v) for v in early)]
         after = [v for v in outs if self._is_after(v)]
         dims = {v: self._after_dims(v, sums) for v in after}
         sum_specs = []
@@ -224,20 +227,6 @@ class _Cut:
                 left += [x for x in _variables(self.makers[v].invars) if self.meets(x)]
         return sorted(found, key=list(self.makers).index)
 
-    def _early_frontier(self, core_outs: Sequence[Any]) -> list[Any]:
-        """Early variables that the middle reads."""
-        found, left, seen = [], _variables(core_outs), set()
-        while left:
-            v = left.pop()
-            if v in seen:
-                continue
-            seen.add(v)
-            if v in self.early:
-                found.append(v)
-            elif v in self.makers:
-                left += _variables(self.makers[v].invars)
-        return sorted(found, key=list(self.makers).index)
-
     # --- before
 
     def _outer(self, variable: Any) -> list[int]:
@@ -253,8 +242,7 @@ class _Cut:
     def _before(self, variable: Any) -> jax.Array:
         """An early variable for all positions."""
         inputs = self._inputs_of([variable], [])
-        places = {v: n for n, v in enumerate(self.operands)}
-        operands = [(self.specs[v], self.arrays[places[v]]) for v in inputs]
+        operands = [(self.specs[v], self.given[v]) for v in inputs]
         side = next((d for d in (ROWS, COLS) if d in self.follows[variable]), None)
         function = lambda *blocks: self._run([variable], dict(zip(inputs, blocks, strict=True)))[0]
         spec = self._spec(variable)
@@ -287,8 +275,7 @@ class _Cut:
         """An output, from sums over all tiles."""
         own = [v for v in sums if v in self._frontier([variable])]
         inputs = self._after_inputs(variable, sums)
-        places = {v: n for n, v in enumerate(self.operands)}
-        operands = [*(computed[v] for v in own), *((self.specs[v], self.arrays[places[v]]) for v in inputs)]
+        operands = [*(computed[v] for v in own), *((self.specs[v], self.given[v]) for v in inputs)]
 
         def function(*blocks):
             env = dict(zip(inputs, blocks[len(own) :], strict=True))

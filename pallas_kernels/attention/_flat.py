@@ -63,6 +63,13 @@ class Flat:
     finals: frozenset
 
 
+def read_inputs(flat: Flat, first: int) -> list[int]:
+    """Which inputs, counted from ``first``, some equation reads."""
+    read = {v for e in flat.jaxpr.eqns for v in e.invars if not isinstance(v, core.Literal)}
+    read |= {v for v in flat.jaxpr.outvars if not isinstance(v, core.Literal)}
+    return [n for n, v in enumerate(flat.jaxpr.invars[first:]) if v in read]
+
+
 def flatten(closed: Any, outputs: Sequence[int]) -> Flat:
     """The equations that some outputs need, calls inlined.
 

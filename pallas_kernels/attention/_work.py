@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+
+from pallas_kernels.attention._plan import Plan
 
 FIRST, LAST, PARTIAL, FULL = 1, 2, 4, 8
 """Flags of an entry: first or last of those that are added up at one place; its kind (neither: nothing is added)."""
@@ -80,6 +83,25 @@ class WorkList:
     capacity: int
     steps: jax.Array
     fields: Fields
+
+
+def by_point(plan: Plan, inner: Sequence[int], tiles: jax.Array) -> tuple[jax.Array, list[int]]:
+    """A plan's block map as ``[lists, inner points, rows, cols]``, and the outer dimensions that the lists follow.
+
+    Args:
+        plan: whose block map it is.
+        inner: outer dimensions that are walked through inside a list.
+        tiles: the block map, by ``plan.visit``.
+    """
+    grid, dims = plan.grid, plan.visit.dims[:-2]
+    followed = [d for d in dims if d is not None and d not in inner]
+    inside = [d for d in inner if d in dims]
+    tiles = tiles.transpose(*(dims.index(d) for d in (*followed, *inside)), len(dims), len(dims) + 1)
+    lists = math.prod(grid.outer[d] for d in followed)
+    shape = [grid.outer[d] if d in inside else 1 for d in inner]
+    tiles = tiles.reshape(lists, *shape, grid.rows, grid.cols)
+    tiles = jnp.broadcast_to(tiles, (lists, *(grid.outer[d] for d in inner), grid.rows, grid.cols))
+    return tiles.reshape(lists, -1, grid.rows, grid.cols), followed
 
 
 def merge(tiles: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ from pallas_kernels._target import Target
 from pallas_kernels.attention import _work
 from pallas_kernels.attention._cut import cut
 from pallas_kernels.attention._evaluate import Evaluator, traced_shape
-from pallas_kernels.attention._flat import TooLarge, Unsupported, flatten
+from pallas_kernels.attention._flat import TooLarge, Unsupported, flatten, read_inputs
 from pallas_kernels.attention._labels import labels
 from pallas_kernels.attention._made import NAMES, MadePlan, spec_names
 from pallas_kernels.attention._plan import COLS, ROWS, Plan, running
@@ -102,13 +102,7 @@ class _Call:
         self.outer = [d for d in range(len(grid.outer)) if d not in self.inner]
         self.flat = flatten(plan.tile.jaxpr, self.outputs)
         self.base2 = plan.scaled and self.flat.jaxpr.outvars[0] in self.flat.base2
-        self.used = self._used()
-
-    def _used(self) -> list[int]:
-        """Operands that some equation reads."""
-        jaxpr, shift = self.flat.jaxpr, running(self.plan)
-        read = {id(v) for e in jaxpr.eqns for v in e.invars} | {id(v) for v in jaxpr.outvars}
-        return [n - shift for n, v in enumerate(jaxpr.invars) if id(v) in read and n >= shift]
+        self.used = read_inputs(self.flat, running(plan))
 
     # --- sizes
 
@@ -149,21 +143,10 @@ class _Call:
 
     # --- the call
 
-    def visits(self, tiles: jax.Array) -> _work.Visits:
-        grid = self.plan.grid
-        dims = self.plan.visit.dims[:-2]
-        self.followed = [d for d in dims if d in self.outer]
-        inside = [d for d in self.inner if d in dims]
-        tiles = tiles.transpose(*(dims.index(d) for d in (*self.followed, *inside)), len(dims), len(dims) + 1)
-        lists = math.prod(grid.outer[d] for d in self.followed)
-        shape = [grid.outer[d] if d in inside else 1 for d in self.inner]
-        tiles = tiles.reshape(lists, *shape, grid.rows, grid.cols)
-        tiles = jnp.broadcast_to(tiles, (lists, *(grid.outer[d] for d in self.inner), grid.rows, grid.cols))
-        return _work.visits(tiles.reshape(lists, -1, grid.rows, grid.cols), self.order, self.plan.start is not None)
-
     def __call__(self, tiles: jax.Array, arrays: Sequence[jax.Array]) -> list[jax.Array]:
         plan, order, grid = self.plan, self.order, self.plan.grid
-        work = self.visits(tiles)
+        tiles, self.followed = _work.by_point(plan, self.inner, tiles)
+        work = _work.visits(tiles, order, plan.start is not None)
         self.layout = Fragments(NAMES[self.first], 0)
         made = Operands(self.layout, self.first, frozenset((self.other, *self.inner)))
         operands = [made.operand(arrays[n], plan.inputs[n]) for n in self.used]

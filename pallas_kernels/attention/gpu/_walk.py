@@ -163,9 +163,9 @@ class Walk:
         carry = (visits.entry(jnp.int32(0)), self._start())
         carry = lax.fori_loop(0, visits.full, functools.partial(step, True), carry)
         _, sums = lax.fori_loop(visits.full, visits.all, functools.partial(step, False), carry)
+        finished = self._finished(sums) if call.plan.scaled else sums
         for n, i in enumerate(call.outputs):
-            data = self._finished(sums)[n] if call.plan.scaled else sums[n]
-            call.write(outs[n], i, data, here)
+            call.write(outs[n], i, finished[n], here)
 
     def _staged(self, warpgroup: Any, x: jax.Array) -> Any:
         """A 16-bit matrix in registers, in shared memory."""

@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels._target import MIB, Target
 from pallas_kernels.attention import _work
 from pallas_kernels.attention._evaluate import Evaluator
-from pallas_kernels.attention._flat import TooLarge, Unsupported, flatten
+from pallas_kernels.attention._flat import TooLarge, Unsupported, flatten, read_inputs
 from pallas_kernels.attention._made import NAMES, spec_names
 from pallas_kernels.attention._plan import COLS, ROWS, Plan, running
 from pallas_kernels.attention._sums import LOWEST, start_of, sum_dtype
@@ -75,7 +75,6 @@ class _Call:
                 f"{target.generation} has {target.vmem // MIB} MiB, and a tile at most {_budget.ENTRIES:,} entries"
             )
         self.outer = [d for d in range(len(grid.outer)) if d not in order.inner]
-        self.inner_sizes = tuple(grid.outer[d] for d in order.inner)
         self.sizes = {ROWS: grid.row_block, COLS: grid.col_block}
         self.counts = {ROWS: grid.rows, COLS: grid.cols}
         # Tiles along this dimension stand next to each other in a group, which is one step.
@@ -101,15 +100,7 @@ class _Call:
 
     def lists(self, tiles: jax.Array) -> _work.WorkList:
         grid = self.plan.grid
-        dims = self.plan.visit.dims[:-2]
-        followed = [d for d in dims if d in self.outer]
-        inside = [d for d in self.order.inner if d in dims]
-        tiles = tiles.transpose(*(dims.index(d) for d in (*followed, *inside)), len(dims), len(dims) + 1)
-        lists = math.prod(grid.outer[d] for d in followed)
-        shape = [grid.outer[d] if d in inside else 1 for d in self.order.inner]
-        tiles = tiles.reshape(lists, *shape, grid.rows, grid.cols)
-        tiles = jnp.broadcast_to(tiles, (lists, *self.inner_sizes, grid.rows, grid.cols))
-        tiles = tiles.reshape(lists, -1, grid.rows, grid.cols)
+        tiles, followed = _work.by_point(self.plan, self.order.inner, tiles)
         if not _work.fits(*tiles.shape):
             tiles, followed = _work.merge(tiles), []
         if not _work.fits(*tiles.shape):
@@ -257,7 +248,7 @@ class _Call:
         work = self.lists(tiles)
         loads = [self.operand(a, s) for a, s in zip(arrays, plan.inputs, strict=True)]
         # Operands that no equation reads are left out.
-        used = self._used()
+        used = read_inputs(self.flat, running(plan))
         operands = [a for n, (a, _, _) in enumerate(loads) if a is not None and n in used]
 
         def mapped(place):
@@ -293,11 +284,6 @@ class _Call:
             name=order.name(plan.scaled),
         )(work.entries, *operands)
         return {i: self._restore(i, x) for i, x in zip(order.outputs, results, strict=True)}
-
-    def _used(self) -> set[int]:
-        jaxpr, shift = self.flat.jaxpr, running(self.plan)
-        read = {id(v) for e in jaxpr.eqns for v in e.invars} | {id(v) for v in jaxpr.outvars}
-        return {n - shift for n, v in enumerate(jaxpr.invars) if id(v) in read and n >= shift}
 
     def _resident(self, output: int) -> bool:
         return output in self.order.resident

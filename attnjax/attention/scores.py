@@ -134,13 +134,7 @@ class _Additive(Score):
     def start(self, q, k, scale, at):
         q, k = _product(q, self.w_q.T.astype(q.dtype)), _product(k, self.w_k.T.astype(k.dtype))
 
-        def one_feature(total, feature):
-            a, b, v = feature
-            return total + v * jnp.tanh(a[:, None] + b[None, :]), None
-
-        zero = jnp.zeros((q.shape[0], k.shape[0]), q.dtype)
-        total, _ = lax.scan(one_feature, zero, (q.T, k.T, self.v.astype(q.dtype)))
-        return total
+        return jnp.sum(self.v.astype(q.dtype)[None, None, :] * jnp.tanh(q[:, None, :] + k[None, :, :]), axis=-1)
 
 
 @component

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from pallas_kernels.attention._flat import VISIBLE, Unsupported, flatten
-from pallas_kernels.attention._labels import labels
+from pallas_kernels.attention._flat import VISIBLE, Flat, Unsupported, flatten
+from pallas_kernels.attention._labels import labels, met_by_feature
 from pallas_kernels.attention._made import NAMES, MadePlan, MadeSpec, MadeTile, spec_names
 from pallas_kernels.attention._plan import COLS, ROWS, Grid, Plan, running
 from pallas_kernels.attention._sums import sum_dtype
-from pallas_kernels.attention._values import FEATURE
+from pallas_kernels.attention._values import COL, FEATURE, ROW
 
 _FREE = {"convert_element_type", "transpose", "broadcast_in_dim", "reshape", "squeeze", "expand_dims"}
 """What a kernel does with matrices of features at no cost."""
@@ -40,21 +40,39 @@ def cut(plan: Plan, outputs: Sequence[int], first: int, arrays: Sequence[jax.Arr
     return _Cut(plan, outputs, first, arrays).made()
 
 
+def summed_by_columns(plan: Plan, output: int) -> bool:
+    """Whether an output adds up blocks of scores over queries first."""
+    flat, names = _named(plan, [output])
+    over = set()
+    for e in flat.jaxpr.eqns:
+        axes = e.params["dimension_numbers"][0][0] if e.primitive.name == "dot_general" else e.params.get("axes", ())
+        found = names.get(e.invars[0], ()) if e.invars and not isinstance(e.invars[0], core.Literal) else ()
+        if {ROW, COL} <= set(found) and (e.primitive.name == "dot_general" or e.primitive.name.startswith("reduce_")):
+            over.add(frozenset(found[a] for a in axes) & {ROW, COL})
+    return {ROW} in over and {COL} not in over
+
+
+def _specs(plan: Plan) -> list:
+    """Those of the tile function's inputs."""
+    return [*plan.outputs[: running(plan)], *plan.inputs]
+
+
+def _named(plan: Plan, outputs: Sequence[int]) -> tuple[Flat, dict[Any, tuple[str | None, ...]]]:
+    """The tile function of some outputs, and the names of its variables' axes."""
+    flat = flatten(plan.tile.jaxpr, outputs)
+    inputs = [spec_names(s, v.aval) for s, v in zip(_specs(plan), flat.jaxpr.invars, strict=True)]
+    return flat, labels(flat.jaxpr, inputs, [spec_names(plan.outputs[i], plan.tile.outputs[i]) for i in outputs])
+
+
 class _Cut:
     def __init__(self, plan: Plan, outputs: Sequence[int], first: int, arrays: Sequence[jax.Array]):
         self.plan, self.which, self.first = plan, outputs, first
         self.other = COLS if first == ROWS else ROWS
-        self.flat = flatten(plan.tile.jaxpr, outputs)
+        self.flat, self.names = _named(plan, outputs)
         self.jaxpr = self.flat.jaxpr
         shift = running(plan)
         self.given = dict(zip(self.jaxpr.invars[shift:], arrays, strict=True))
-        specs = [*plan.outputs[:shift], *plan.inputs]
-        self.specs = {v: s for v, s in zip(self.jaxpr.invars, specs, strict=True)}
-        self.names = labels(
-            self.jaxpr,
-            [spec_names(s, v.aval) for v, s in self.specs.items()],
-            [spec_names(plan.outputs[i], plan.tile.outputs[i]) for i in outputs],
-        )
+        self.specs = dict(zip(self.jaxpr.invars, _specs(plan), strict=True))
         self.makers = {v: e for e in self.jaxpr.eqns for v in e.outvars}
         self.follows = {v: frozenset(d for d in s.dims if d is not None) for v, s in self.specs.items()}
         for v in self.jaxpr.invars[:shift]:
@@ -77,12 +95,12 @@ class _Cut:
         return name in self.names.get(variable, ())
 
     def _early(self) -> set:
-        found = set()
+        found = met_by_feature(self.jaxpr, self.names) - set(self.specs)
         for e in self.jaxpr.eqns:
             features = any(self._has(v, FEATURE) for v in (*_variables(e.invars), *e.outvars))
-            if features and not self.meets(e.outvars[0]) and e.primitive.name not in _FREE | {VISIBLE}:
+            if features and not self.meets(e.outvars[0]) and e.primitive.name not in _FREE | {VISIBLE, "iota"}:
                 found |= set(e.outvars)
-        return found
+        return {v for v in found if not self.meets(v)}
 
     def _late(self) -> tuple[dict, set]:
         """Sums over the other positions, with the axes that are still to be added up, and what follows from them."""

@@ -16,29 +16,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.extend import core
 
 from pallas_kernels.attention._flat import HOMOGENEOUS, SUMS, VISIBLE, Flat, Unsupported, is_scalar
+from pallas_kernels.attention._labels import same_axes
+from pallas_kernels.attention._operations import Operations, over_the_rest
 from pallas_kernels.attention._values import (
+    COL,
     FEATURE,
     LOG2E,
+    ROW,
     Axes,
+    Each,
     Layout,
     Value,
     array,
-    astype,
-    floating,
     folded,
-    is_narrow,
     never_equal,
-    pair,
     reshape,
-    same_width,
 )
-
-TABLE = 1024
-"""Numbers in a table that is looked up at every entry of a block, at most: it costs a pass over the block for each."""
 
 ELEMENTWISE = {
     "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "ceil", "clamp",
@@ -48,7 +44,13 @@ ELEMENTWISE = {
     "population_count", "pow", "rem", "round", "rsqrt", "select_n", "shift_left", "shift_right_arithmetic",
     "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh", "xor",
 }  # fmt: skip
+WHOLE = {"dot_general", "dynamic_slice", "dynamic_update_slice", "iota"}
+"""Operations on all features of an operand at once."""
 REDUCTIONS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "reduce_and": "min", "reduce_or": "max"}
+_COMBINED = {
+    ("sum", False): jnp.add, ("max", False): jnp.maximum, ("min", False): jnp.minimum,
+    ("max", True): jnp.logical_or, ("min", True): jnp.logical_and,
+}  # fmt: skip
 
 
 def traced_shape(atom: Any) -> tuple[int, ...]:
@@ -56,7 +58,18 @@ def traced_shape(atom: Any) -> tuple[int, ...]:
     return atom.aval.shape
 
 
-class Evaluator:
+def _like(axis: tuple, pairs: Sequence[tuple]) -> dict[Any, int]:
+    """For each variable of an equation its axis that is the same as another, given the pairs that are."""
+    found = {axis}
+    while more := {other for x, y in pairs for one, other in ((x, y), (y, x)) if one in found} - found:
+        found |= more
+    axes = dict(found)
+    if len(axes) != len(found):
+        raise Unsupported("a product of a block's features with each other")
+    return axes
+
+
+class Evaluator(Operations):
     """Runs a flat tile function in a layout.
 
     Attributes:
@@ -73,50 +86,12 @@ class Evaluator:
         exponential: str = "float32",
         shape: Callable[[Any], tuple[int, ...]] = traced_shape,
     ):
-        self.flat, self.layout, self.exponential, self.shape = flat, layout, exponential, shape
+        super().__init__(layout)
+        self.flat, self.exponential, self.shape = flat, exponential, shape
 
     def real(self, atom: Any) -> jax.ShapeDtypeStruct:
         """Shape and type of a variable."""
         return jax.ShapeDtypeStruct(self.shape(atom), atom.aval.dtype)
-
-    # --- small helpers
-
-    def held(self, value: Value) -> tuple[str, ...]:
-        """Names of the axes that a value's data has, in order."""
-        return tuple(name for i in self.layout.sort(value.axes) if (name := value.axes[i]) is not None)
-
-    def natural(self, value: Value) -> Value:
-        return self.times(value, 1 / LOG2E, False) if value.base2 else value
-
-    def binary(self, value: Value) -> Value:
-        return value if value.base2 or not floating(value.data) else self.times(value, LOG2E, True)
-
-    def times(self, value: Value, factor: float, base2: bool) -> Value:
-        if value.known:
-            return Value(value.data * factor, value.axes, base2)
-        return Value(value.data * jnp.asarray(factor, value.data.dtype), value.axes, base2)
-
-    def elementwise(self, function: Callable, values: Sequence[Value], shape: tuple[int, ...], dtype: Any) -> Value:
-        """A function of numbers at the same place."""
-        axes = self.merged(values, len(shape))
-        names = self.held(Value(None, axes))
-        if len(names) > 2:
-            raise Unsupported(f"a block of {' x '.join(names)} numbers; a kernel holds matrices only")
-        if names == (FEATURE, FEATURE) and any(len(self.held(v)) == 1 for v in values):
-            raise Unsupported("a matrix of features with a vector of them")
-        sizes = tuple(shape[i] for i in self.layout.sort(axes))
-        datas = [self.layout.spread(array(v.data, dtype), self.held(v), names, sizes) for v in values]
-        full = np.broadcast_shapes(*(jnp.shape(d) for d in datas))
-        return Value(function(*(jnp.broadcast_to(d, full) for d in datas)), axes)
-
-    def merged(self, values: Sequence[Value], rank: int) -> Axes:
-        axes: list[str | None] = [None] * rank
-        for value in values:
-            for i, name in enumerate(value.axes):
-                if name is not None and axes[i] is not None and axes[i] != name:
-                    raise Unsupported(f"an axis of {axes[i]}s meets one of {name}s")
-                axes[i] = axes[i] or name
-        return tuple(axes)
 
     # --- the walk
 
@@ -147,9 +122,9 @@ class Evaluator:
     def _multiplied(self, operand: Value, number: Value, aval: Any) -> Value:
         """A matrix times a number and log2(e), in the matrix's type."""
         factor = Value(self.times(self.natural(number), LOG2E, False).data, (None,) * len(aval.shape))
-        wide = self._convert(operand, jnp.promote_types(aval.dtype, jnp.float32))
+        wide = self.convert(operand, jnp.promote_types(aval.dtype, jnp.float32))
         product = self.elementwise(jnp.multiply, [wide, factor], aval.shape, wide.data.dtype)
-        return self._convert(product, operand.data.dtype if operand.narrow is None else operand.narrow.dtype)
+        return self.convert(product, operand.data.dtype if operand.narrow is None else operand.narrow.dtype)
 
     def _constants(self) -> dict:
         jaxpr, constants = self.flat.jaxpr, self.flat.consts
@@ -187,7 +162,7 @@ class Evaluator:
             env[variable] = self.apply(equation, operands, variable in flat.base2)
             if folded:
                 env[flat.scaled[variable][1]] = dataclasses.replace(env[variable], base2=True)
-        return [read(v) for v in flat.jaxpr.outvars]
+        return [self.solid(read(v), self.shape(v), v.aval.dtype) for v in flat.jaxpr.outvars]
 
     def apply(self, equation: Any, values: list[Value], kept: bool) -> Value:
         """One equation's only output; in base 2 if it is to be kept so."""
@@ -195,6 +170,8 @@ class Evaluator:
         shape, dtype = self.shape(equation.outvars[0]), equation.outvars[0].aval.dtype
         if len(equation.outvars) != 1:
             raise Unsupported(f"{name!r}")
+        if (block := self._by_feature(equation, values, kept)) is not None:
+            return block
         if kept and name in HOMOGENEOUS:
             values = [self.binary(v) for v in values]
         elif kept and name in ("mul", "div") and any(is_scalar(a) for a in equation.invars):
@@ -203,7 +180,7 @@ class Evaluator:
             if self.exponential == "float32" or len(self.held(values[0])) < 2:
                 return self.elementwise(jnp.exp2, values, shape, dtype)
             rounded = self.elementwise(lambda x: jnp.exp2(x.astype(self.exponential)), values, shape, dtype)
-            return self._convert(rounded, dtype)
+            return self.convert(rounded, dtype)
         else:
             values = [self.natural(v) for v in values]
         if name == "eq" and never_equal(*values):
@@ -216,6 +193,59 @@ class Evaluator:
         if name in HOMOGENEOUS or name in ("mul", "div") and any(is_scalar(a) for a in equation.invars):
             return dataclasses.replace(found, base2=True, narrow=None)
         return self.binary(found)
+
+    # --- one feature at a time
+
+    def _by_feature(self, equation: Any, values: list[Value], kept: bool) -> Value | None:
+        """The output of an equation that looks at one feature at a time; None for all others."""
+        (out, *_) = equation.outvars
+        name, rank = equation.primitive.name, out.aval.ndim
+        if name in WHOLE:
+            return None
+        lazy = [(a, v.axes) for a, v in zip(equation.invars, values, strict=True) if isinstance(v.data, Each)]
+        if not lazy and name in ELEMENTWISE:
+            axes = self.merged(values, rank)
+            lazy = [(out, axes)] if {ROW, COL, FEATURE} <= set(axes) else []
+        if not lazy:
+            return None
+        if any(axes.count(FEATURE) > 1 for _, axes in lazy):
+            raise Unsupported("a block of more than one kind of features")
+        (start, axes), *_ = lazy
+        looped = _like((start, axes.index(FEATURE)), same_axes(equation))
+        size = start.aval.shape[looped[start]]
+        place = lambda atom: None if isinstance(atom, core.Literal) else looped.get(atom)
+        thin = Evaluator(
+            self.flat, self.layout, self.exponential,
+            lambda atom: tuple(1 if i == place(atom) else n for i, n in enumerate(self.shape(atom))),
+        )  # fmt: skip
+
+        def at(feature: Any) -> Value:
+            picked = [
+                v if (axis := place(a)) is None else self.pick(v, axis, feature, self.shape(a))
+                for a, v in zip(equation.invars, values, strict=True)
+            ]
+            return thin.apply(equation, picked, kept and out in looped)
+
+        if out in looped:
+            return Value(Each(size, at), self._output_axes(equation, values))
+        if name not in REDUCTIONS:
+            raise Unsupported(f"the operation {name!r} over features of a block")
+        combine = _COMBINED[REDUCTIONS[name], out.aval.dtype == jnp.bool_]
+        first = at(jnp.int32(0))
+        add = lambda feature, x: combine(x, array(at(feature).data, out.aval.dtype))
+        found = Value(over_the_rest(size, add, array(first.data, out.aval.dtype)), first.axes)
+        return self.binary(found) if kept else found
+
+    def _output_axes(self, equation: Any, values: list[Value]) -> Axes:
+        """Names of the axes of an equation's output."""
+        (out,) = equation.outvars
+        given = {a: v for a, v in zip(equation.invars, values, strict=True) if not isinstance(a, core.Literal)}
+        axes: list[str | None] = [None] * out.aval.ndim
+        for (x, i), (_, j) in same_axes(equation):
+            axes[j] = axes[j] or given[x].axes[i]
+        return tuple(axes)
+
+    # --- all at once
 
     def _scaled(self, equation: Any, values: list[Value]) -> list[Value]:
         """Operands of a product with a number, that number (or the dividend) times log2(e)."""
@@ -231,194 +261,31 @@ class Evaluator:
             return Value(self.layout.join(values[0].data, values[1].data), self.merged(values, len(shape)))
         avals = [self.real(v) for v in equation.invars]
         if name == "convert_element_type":
-            return self._convert(values[0], dtype)
+            return self.convert(values[0], dtype)
         if name in ELEMENTWISE:
             bind = lambda *x: equation.primitive.bind(*x, **equation.primitive.get_bind_params(params))
             operand_dtype = equation.invars[-1].aval.dtype
             return self.elementwise(self.layout.function(name) or bind, values, shape, operand_dtype)
         if name in REDUCTIONS:
             axes = [int(a) for a in params["axes"]]
-            return self._reduce(REDUCTIONS[name], values[0], axes, avals[0])
+            return self.reduce(REDUCTIONS[name], values[0], axes, avals[0])
+        if name in WHOLE - {"dynamic_slice"}:
+            values = [self.solid(v, self.shape(a), a.aval.dtype) for v, a in zip(values, equation.invars, strict=True)]
         if name == "dot_general":
-            return self._dot(values, params, avals, dtype, equation.outvars[0] in self.flat.finals)
+            return self.dot(values, params, avals, dtype, equation.outvars[0] in self.flat.finals)
         if name == "broadcast_in_dim":
             dims = [int(d) for d in params["broadcast_dimensions"]]
-            return self._broadcast(values[0], avals[0].shape, shape, dims)
+            return self.broadcast(values[0], avals[0].shape, shape, dims)
         if name in ("reshape", "squeeze", "expand_dims"):
             return reshape(values[0], avals[0].shape, shape)
         if name == "transpose":
-            return self._transpose(values[0], [int(i) for i in params["permutation"]])
-        if name in ("gather", "scatter-add"):
-            return self._table(name, values, params, avals, dtype)
+            return self.transpose(values[0], [int(i) for i in params["permutation"]])
+        if name == "iota":
+            return self.numbers(params["dimension"], shape, dtype)
         if name == "dynamic_slice":
-            return self._slice(values, avals[0], params["slice_sizes"])
+            return self.take(values, avals[0], params["slice_sizes"])
         if name == "dynamic_update_slice":
-            return self._update(values, avals[0], avals[1].shape)
+            return self.put(values, avals[0], avals[1].shape)
         if name == "iota" and math.prod(shape) == 1:
             return Value(np.zeros((), dtype)[()], (None,) * len(shape))
         raise Unsupported(f"the operation {name!r} on blocks")
-
-    def _convert(self, value: Value, dtype: Any) -> Value:
-        if value.known:
-            return dataclasses.replace(value, data=np.asarray(value.data).astype(dtype)[()])
-        old = value.data.dtype
-        if old == dtype:
-            return value
-        narrow = value.data if is_narrow(old) and jnp.issubdtype(dtype, jnp.floating) else None
-        return Value(astype(value.data, dtype), value.axes, value.base2, narrow)
-
-    def _reduce(self, name: str, value: Value, axes: Sequence[int], aval: Any) -> Value:
-        left = tuple(a for i, a in enumerate(value.axes) if i not in axes)
-        same = math.prod(aval.shape[i] for i in axes if value.axes[i] is None)
-        order = self.layout.sort(value.axes)
-        over = tuple(place for place, i in enumerate(order) if i in axes)
-        data = value.data
-        if name == "sum" and same != 1:
-            data = data * same if value.known else data * jnp.asarray(same, data.dtype)
-        if over:
-            boolean = data.dtype == jnp.bool_
-            data = data.astype(jnp.int32) if boolean else data
-            data = self.layout.reduce(name, data, self.held(value), over)
-            data = data != 0 if boolean else data
-        return Value(data, left, value.base2)
-
-    def _dot(self, values: list[Value], params: dict, avals: list, dtype: Any, final: bool) -> Value:
-        (over_x, over_y), (batch_x, batch_y) = params["dimension_numbers"]
-        x, y = values
-        free_x = [i for i in range(len(x.axes)) if i not in over_x and i not in batch_x]
-        free_y = [i for i in range(len(y.axes)) if i not in over_y and i not in batch_y]
-        axes = (*(x.axes[i] for i in free_x), *(y.axes[i] for i in free_y))
-        matrices = not batch_x and len(self.held(x)) == len(self.held(y)) == 2
-        if not matrices or len(over_x) != 1 or x.axes[over_x[0]] is None or x.axes[over_x[0]] != y.axes[over_y[0]]:
-            return self._dot_by_sum(x, y, (over_x, over_y), (batch_x, batch_y), (free_x, free_y), avals, dtype)
-        places = self.layout.sort(x.axes).index(over_x[0]), self.layout.sort(y.axes).index(over_y[0])
-        a, b = same_width(x, y)
-        ordered = [self.layout.sort(x.axes), self.layout.sort(y.axes)]
-        rest = ordered[0][1 - places[0]], ordered[1][1 - places[1]]
-        both = self.layout.sort((x.axes[rest[0]], y.axes[rest[1]]))
-        if len({x.axes[rest[0]], y.axes[rest[1]]} - {FEATURE}) == 1 and x.axes[rest[0]] == y.axes[rest[1]]:
-            raise Unsupported(f"a product of {x.axes[rest[0]]}s with {y.axes[rest[1]]}s")
-        wide = jnp.promote_types(dtype, jnp.float32)
-        if both == (0, 1):
-            data = self.layout.dot(a, b, places, wide, params["precision"], final)
-        else:
-            data = self.layout.dot(b, a, pair(places[::-1]), wide, params["precision"], final)
-        return Value(data, axes)
-
-    def _dot_by_sum(self, x: Value, y: Value, over: tuple, batch: tuple, free: tuple, avals: list, dtype: Any) -> Value:
-        """A product of anything but two matrices: multiply, then add up."""
-        (over_x, over_y), (batch_x, batch_y), (free_x, free_y) = over, batch, free
-        wide = jnp.promote_types(dtype, jnp.float32)
-        rank = len(batch_x) + len(free_x) + len(free_y) + len(over_x)
-        where_x = [*batch_x, *free_x, *([None] * len(free_y)), *over_x]
-        where_y = [*batch_y, *([None] * len(free_x)), *free_y, *over_y]
-        shape = tuple(
-            avals[0].shape[i] if i is not None else avals[1].shape[j] for i, j in zip(where_x, where_y, strict=True)
-        )
-        parts = []
-        for value, where in ((x, where_x), (y, where_y)):
-            wider = self._convert(value, wide)
-            moved = tuple(None if i is None else wider.axes[i] for i in where)
-            order = [i for i in where if i is not None]
-            data = self._transpose(wider, order).data
-            parts.append(Value(data, moved))
-        product = self.elementwise(jnp.multiply, parts, shape, wide)
-        last = range(rank - len(over_x), rank)
-        return self._reduce("sum", product, tuple(last), jax.ShapeDtypeStruct(shape, wide))
-
-    def _is_at(self, axis: int, size: int, rank: int, index: Value) -> Value:
-        """Whether a place along an axis of features is the one with an index, which is clamped to the axis."""
-        axes = tuple(FEATURE if i == axis else None for i in range(rank))
-        places = Value(self.layout.index(size), axes)
-        here = Value(index.data, (None,) * rank)
-        at = lambda p, i: p == jnp.clip(i, 0, size - 1)
-        return self.elementwise(at, [places, here], tuple(size if i == axis else 1 for i in range(rank)), jnp.int32)
-
-    def _slice(self, values: list[Value], aval: Any, sizes: Sequence[int]) -> Value:
-        """Single entries of axes of features."""
-        value, *starts = values
-        shape = list(aval.shape)
-        for axis, (size, start) in enumerate(zip(sizes, starts, strict=True)):
-            if size == shape[axis]:
-                continue
-            if size != 1 or value.axes[axis] not in (FEATURE, None):
-                raise Unsupported("a slice of a block")
-            if value.axes[axis] is not None:
-                here = self._is_at(axis, shape[axis], len(shape), start)
-                pick = lambda h, x: jnp.where(h, x, jnp.zeros((), x.dtype))
-                picked = self.elementwise(pick, [here, self._convert_bool(value)], tuple(shape), aval.dtype)
-                total = self._reduce("sum", picked, (axis,), jax.ShapeDtypeStruct(tuple(shape), aval.dtype))
-                value = Value(total.data, (*total.axes[:axis], None, *total.axes[axis:]))
-                value = self._convert(value, aval.dtype)
-            shape[axis] = 1
-        return value
-
-    def _table(self, name: str, values: list[Value], params: dict, avals: list, dtype: Any) -> Value:
-        """A table of features looked up at every entry of a block, or added to: entry by entry of the table."""
-        table, places, *rest = values
-        size = avals[0].shape[0] if avals[0].ndim == 1 else 0
-        numbers = params["dimension_numbers"]
-        if name == "gather":
-            plain = not numbers.offset_dims and tuple(params["slice_sizes"]) == (1,)
-        else:
-            plain = not numbers.update_window_dims
-        inside = "PROMISE" in str(params["mode"]) or "CLIP" in str(params["mode"])
-        if not (plain and inside and 0 < size <= TABLE and avals[1].shape[-1] == 1):
-            raise Unsupported(f"the operation {name!r} on blocks, but for tables of at most {TABLE} numbers")
-        shape = avals[1].shape[:-1]
-        index = dataclasses.replace(places, axes=places.axes[:-1])
-
-        def here(entry):
-            return self.elementwise(lambda i: jnp.clip(i, 0, size - 1) == entry, [index], shape, jnp.int32)
-
-        if name == "gather":
-            start = self.elementwise(lambda i: (i - i).astype(dtype), [index], shape, jnp.int32)
-            look = lambda entry, found: jnp.where(here(entry).data, self.layout.entry(table.data, entry), found)
-            return Value(lax.fori_loop(0, size, look, start.data), start.axes)
-        entries = self.layout.index(size)
-        row = table.data if not table.known and table.data.shape == entries.shape else array(table.data, dtype)
-        row = jnp.broadcast_to(row, entries.shape)
-        (added,) = rest
-        block = jax.ShapeDtypeStruct(shape, dtype)
-
-        def add(entry, found):
-            part = self.elementwise(
-                lambda h, x: jnp.where(h, x, jnp.zeros((), x.dtype)), [here(entry), added], shape, dtype
-            )
-            total = self._reduce("sum", part, tuple(range(len(shape))), block).data
-            return found + jnp.where(entries == entry, total, jnp.zeros((), dtype))
-
-        return Value(lax.fori_loop(0, size, add, row), (FEATURE if size > 1 else None,))
-
-    def _convert_bool(self, value: Value) -> Value:
-        boolean = not value.known and value.data.dtype == jnp.bool_
-        return self._convert(value, jnp.int32) if boolean else value
-
-    def _update(self, values: list[Value], aval: Any, part: tuple[int, ...]) -> Value:
-        """Single entries of axes of features, replaced."""
-        value, update, *starts = values
-        here = None
-        for axis, (size, start) in enumerate(zip(part, starts, strict=True)):
-            if size == aval.shape[axis]:
-                continue
-            if size != 1 or value.axes[axis] not in (FEATURE, None):
-                raise Unsupported("an update of a part of a block")
-            at = self._is_at(axis, aval.shape[axis], len(part), start)
-            here = at if here is None else self.elementwise(jnp.logical_and, [here, at], aval.shape, jnp.bool_)
-        if here is None:
-            return update
-        return self.elementwise(jnp.where, [here, update, value], aval.shape, aval.dtype)
-
-    def _broadcast(self, value: Value, old: tuple, new: tuple, dims: Sequence[int]) -> Value:
-        axes: list[str | None] = [None] * len(new)
-        for i, dim in enumerate(dims):
-            axes[dim] = value.axes[i] if old[i] == new[dim] else None
-        return dataclasses.replace(value, axes=tuple(axes))
-
-    def _transpose(self, value: Value, permutation: Sequence[int]) -> Value:
-        axes = tuple(value.axes[i] for i in permutation)
-        before = [permutation.index(i) for i in self.layout.sort(value.axes)]
-        if list(self.layout.sort(axes)) == before:
-            return dataclasses.replace(value, axes=axes)
-        narrow = None if value.narrow is None else self.layout.transpose(value.narrow)
-        return Value(self.layout.transpose(value.data), axes, value.base2, narrow)

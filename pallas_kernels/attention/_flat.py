@@ -1,4 +1,4 @@
-"""Tile functions made flat: calls inlined, dead code gone, and which values are better kept in base 2.
+"""Tile functions made flat: calls inlined, dead code gone, sums over features written out, values kept in base 2.
 
 Exponentials are taken in base 2. Where a value's only way leads to `exp`, it is kept as a multiple of ln 2 from the
 multiplication that makes it (the scale of the dot product, as a rule), which costs nothing.
@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+
+from pallas_kernels.attention._features import simpler
 
 
 class Unsupported(NotImplementedError):
@@ -91,6 +93,9 @@ def flatten(closed: Any, outputs: Sequence[int]) -> Flat:
                 found = operands
             elif inner is not None:
                 found = walk(*inner, operands)
+            elif (function := simpler(equation)) is not None:
+                traced = jax.make_jaxpr(function)(*operands)
+                found = walk(traced.jaxpr, traced.consts, operands)
             else:
                 params = equation.primitive.get_bind_params(equation.params)
                 found = equation.primitive.bind(*operands, **params)

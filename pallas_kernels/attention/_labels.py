@@ -10,6 +10,8 @@ from typing import Any
 
 from jax.extend import core
 
+from pallas_kernels.attention._values import COL, FEATURE, ROW
+
 Names = Sequence[str | None]
 
 
@@ -48,7 +50,7 @@ def labels(jaxpr: Any, inputs: Sequence[Names], outputs: Sequence[Names]) -> dic
     """
     classes = _Classes()
     for equation in jaxpr.eqns:
-        for x, y in _same_axes(equation):
+        for x, y in same_axes(equation):
             if _size(*x) == _size(*y) != 1:
                 classes.unite(x, y)
     for variables, names in ((jaxpr.invars, inputs), (jaxpr.outvars, outputs)):
@@ -63,11 +65,19 @@ def labels(jaxpr: Any, inputs: Sequence[Names], outputs: Sequence[Names]) -> dic
     return found
 
 
+def met_by_feature(jaxpr: Any, names: dict[Any, tuple[str | None, ...]]) -> set:
+    """Positions by features that meet the other positions one feature at a time: equations between queries, keys and
+    features read them."""
+    three = lambda v: {ROW, COL, FEATURE} <= set(names.get(v, ()))
+    read = [v for e in jaxpr.eqns if three(e.outvars[0]) for v in e.invars if not isinstance(v, core.Literal)]
+    return {v for v in read if FEATURE in names[v] and {ROW, COL} & set(names[v]) and not three(v)}
+
+
 def _size(variable: Any, axis: int) -> int:
     return variable.aval.shape[axis]
 
 
-def _same_axes(equation: Any) -> list[tuple]:
+def same_axes(equation: Any) -> list[tuple]:
     """Pairs of axes of an equation's variables that are the same axis."""
     name, params = equation.primitive.name, equation.params
     inputs = [v for v in equation.invars if not isinstance(v, core.Literal)]
@@ -87,12 +97,6 @@ def _same_axes(equation: Any) -> list[tuple]:
         return [((x, i), (out, n)) for n, i in enumerate(kept)]
     if name in ("reshape", "squeeze", "expand_dims"):
         return list(zip(*([(v, i) for i in range(v.aval.ndim) if _size(v, i) != 1] for v in (x, out)), strict=False))
-    if name == "gather":
-        places = equation.invars[1]
-        return [((places, i), (out, i)) for i in range(min(out.aval.ndim, places.aval.ndim - 1))]
-    if name == "scatter-add":
-        places, added = equation.invars[1:]
-        return [((places, i), (added, i)) for i in range(min(added.aval.ndim, places.aval.ndim - 1))]
     return [((v, i), (out, i)) for v in inputs if v.aval.ndim == out.aval.ndim for i in range(out.aval.ndim)]
 
 

@@ -38,6 +38,29 @@ class Value:
         return isinstance(self.data, (bool, int, float, np.generic))
 
 
+class Each:
+    """Numbers by features, made one feature at a time: blocks of queries by keys by features, of which no kernel holds
+    all; features that are read one by one; their numbers themselves.
+
+    The values of a feature, by its number, have no axis of features.
+    """
+
+    def __init__(self, size: int, of: Callable[[Any], Value]):
+        """
+        Args:
+            size: features.
+            of: from the number of one to its value.
+        """
+        self.size, self.of = size, of
+        self.last: tuple[Any, Any] = (None, None)
+
+    def at(self, feature: Any) -> Value:
+        """The value of a feature; made once for one number, though more than one function may ask for it."""
+        if self.last[0] is not feature:
+            self.last = feature, self.of(feature)
+        return self.last[1]
+
+
 @runtime_checkable
 class Layout(Protocol):
     """How values lie in the machine's registers. ``names`` are in the order ``sort`` gives."""
@@ -69,10 +92,6 @@ class Layout(Protocol):
 
     def index(self, size: int) -> Any:
         """Positions along an axis of features."""
-        ...
-
-    def entry(self, table: Any, entry: Any) -> Any:
-        """One number of a table of features."""
         ...
 
     def function(self, name: str) -> Callable | None:

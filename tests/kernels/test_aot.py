@@ -3,18 +3,16 @@
 import functools
 import subprocess
 import sys
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from attnjax import attend, masks, scores
-from attnjax.attention import _pallas
 from pallas_kernels import compile_for
 from pallas_kernels._target import SHARED, named
 from pallas_kernels._topology import TOPOLOGIES, compile_on, devices, prepare
-from pallas_kernels.attention import Unsupported, fold
+from tests.kernels.targets import nothing_streamed
 from tests.kernels.test_monoid import own_softmax
 
 pytestmark = pytest.mark.aot
@@ -28,19 +26,8 @@ def device(generation: str):
 
 def compiled(generation: str, function, *shapes):
     """Compiled, everything in kernels."""
-    reasons = []
-
-    def watched(*arguments):
-        try:
-            return fold(*arguments)
-        except Unsupported as error:
-            reasons.append(str(error))
-            raise
-
-    with compile_for(named(generation)), mock.patch.object(_pallas, "fold", watched):
-        found = compile_on(device(generation), function, *shapes)
-    assert reasons == []
-    return found
+    with compile_for(named(generation)), nothing_streamed():
+        return compile_on(device(generation), function, *shapes)
 
 
 def heads_first(function):
@@ -103,13 +90,28 @@ def test_scores_with_gradients_and_lengths_that_no_tile_divides_compile(generati
     compiled(generation, jax.grad(loss, (0, 1, 2, 3)), q, k, k, slopes, ids)
 
 
-def test_a_table_of_relative_positions_compiles():
-    def loss(q, k, v, table):
-        score = scores.dot_product() >> scores.relative_bias(table)
-        return attend(q, k, v, score=score, implementation="pallas").astype(jnp.float32).sum()
+def between_features(name: str):
+    """Scores that look at one feature, or entry of a table, after another; and the shapes of what they learn."""
+    number = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    distance = scores.from_query_key(lambda q, k: -jnp.sum(jnp.abs(q[:, None, :] - k[None, :, :]), axis=-1))
+    return {
+        "additive": (scores.additive, (number(2, 64, 32), number(2, 64, 32), number(2, 32))),
+        "distance": (lambda: distance, ()),
+        "relative bias": (lambda table: scores.dot_product() >> scores.relative_bias(table), (number(2, 65),)),
+    }[name]
 
-    q = jax.ShapeDtypeStruct((1024, 2, 64), jnp.bfloat16)
-    compiled("v6e", jax.grad(loss, (0, 1, 2, 3)), q, q, q, jax.ShapeDtypeStruct((2, 65), jnp.float32))
+
+@pytest.mark.parametrize("name", ["additive", "distance", "relative bias"])
+@pytest.mark.parametrize("generation", ["v4", "v6e", "h100"])
+def test_scores_between_features_compile(generation, name):
+    score, learned = between_features(name)
+
+    def loss(q, k, v, *learned):
+        found = attend(q, k, v, mask=masks.causal(), score=score(*learned), implementation="pallas")
+        return found.astype(jnp.float32).sum()
+
+    q, k = (jax.ShapeDtypeStruct((1024, n, 64), jnp.bfloat16) for n in (2, 1))
+    compiled(generation, jax.grad(loss, tuple(range(3 + len(learned)))), q, k, k, *learned)
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)

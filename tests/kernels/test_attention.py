@@ -9,65 +9,17 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from attnjax import BlockSizes, attend, explain, masks, scores
-from attnjax.attention import _pallas
 from pallas_kernels import Target, compile_for
 from tests.attention.cases import CASES
-from tests.attention.test_conformance import call, derivatives
-from tests.tolerances import TOLERANCES, assert_close
-
-INTERPRETED = Target("tpu", interpret=True)
-WITHOUT_A_KERNEL = {"additive", "additive, shared by the heads", "negative distance"}
-"""Scores that make blocks of three axes."""
+from tests.attention.test_conformance import derivatives
+from tests.kernels.targets import TPU, assert_case, assert_learned_scores
+from tests.tolerances import assert_close
 
 
-@pytest.fixture
-def streamed(monkeypatch):
-    """Collects the reasons why a fold was not run by a kernel."""
-    reasons = []
-    fold = _pallas.fold
-
-    def watched(*arguments):
-        try:
-            return fold(*arguments)
-        except _pallas.Unsupported as error:
-            reasons.append(str(error))
-            raise
-
-    monkeypatch.setattr(_pallas, "fold", watched)
-    jax.clear_caches()
-    return reasons
-
-
-def single(tree):
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if np.asarray(x).dtype == np.float64 else None), tree)
-
-
-RUN = [c for c in CASES if c.streams and c.score not in WITHOUT_A_KERNEL]
-
-
-@pytest.mark.parametrize("case", RUN, ids=str)
-def test_case(case, streamed):
+@pytest.mark.parametrize("case", [c for c in CASES if c.streams], ids=str)
+def test_case(case):
     """Value, jvp, gradient and Hessian-vector product, all by kernels, equal those of the dense form."""
-    floats, integers = case.draw()
-    tangents, _ = case.draw(seed=1)
-    tangents = {name: tangents[name] - floats[name] for name in floats}
-    cotangent = np.random.default_rng(2).standard_normal((*case.size.batch, case.size.t, case.size.n, case.size.v))
-    floats, integers, tangents, cotangent = single((floats, integers, tangents, cotangent))
-
-    def of(form):
-        function = jax.jit(lambda x, v, c: derivatives(lambda x: call(case, form, x, integers), x, v, c))
-        return function(floats, tangents, cotangent)
-
-    want = of("dense")
-    with compile_for(INTERPRETED):
-        got = of("pallas")
-    assert streamed == []
-    for name, kind in {"value": "value", "jvp": "derivative", "gradient": "derivative", "hvp": "second"}.items():
-        bound = getattr(TOLERANCES["float32"], kind)
-        for a, b in zip(jax.tree.leaves(got[name]), jax.tree.leaves(want[name]), strict=True):
-            rms = lambda x: float(jnp.sqrt(jnp.mean(x**2)))
-            # Inputs are of order one: what is far smaller is a sum that cancels, and a single number sums up most.
-            assert rms(a - b) <= bound * max(rms(b), 0.1 if b.ndim else 1.0), name
+    assert_case(case, TPU, derivatives)
 
 
 @contextlib.contextmanager
@@ -83,24 +35,7 @@ def hunting():
 
 def test_no_pass_reads_what_was_not_written_or_races():
     """Forward and gradients in order of rows, of columns (grouped heads, an own total), and of single tiles."""
-    length, key = 256, jax.random.key(0)
-    q, k, v, cotangent = jax.random.normal(key, (4, length, 2, 16))
-    k, v = k[:, :1], v[:, :1]
-    slopes, bias = jnp.array([0.1, 0.2]), jax.random.normal(key, (2, length, length))
-
-    def loss(form):
-        def of(q, k, v, slopes, bias):
-            score = scores.dot_product() >> scores.alibi(slopes) >> scores.bias(bias)
-            sizes = BlockSizes(128, 128)
-            output = attend(q, k, v, mask=masks.causal(), score=score, implementation=form, block_sizes=sizes)
-            return (output * cotangent).sum()
-
-        return jax.value_and_grad(of, (0, 1, 2, 3, 4))
-
-    want = loss("blocks")(q, k, v, slopes, bias)
-    with hunting():
-        got = loss("pallas")(q, k, v, slopes, bias)
-    jax.tree.map(lambda a, b: assert_close(a, b, kind="derivative"), got, want)
+    assert_learned_scores(256, BlockSizes(128, 128), hunting)
 
 
 def test_rows_kept_on_the_chip_read_nothing_unwritten():
@@ -129,7 +64,7 @@ def test_16_bit_inputs(dtype):
         return output, pull(cotangent.astype(output.dtype))
 
     want = of("blocks", *(x.astype(jnp.float32) for x in (q, k, v)))
-    with compile_for(INTERPRETED):
+    with compile_for(TPU):
         got = of("pallas", q, k, v)
     assert all(x.dtype == dtype for x in jax.tree.leaves(got))
     for a, b, kind in zip(jax.tree.leaves(got), jax.tree.leaves(want), ["value", *["derivative"] * 3], strict=True):
@@ -148,7 +83,7 @@ def test_groups_of_tiles_with_full_partial_and_empty_ones():
         return output, pull(cotangent)
 
     want = of("blocks")
-    with compile_for(INTERPRETED):
+    with compile_for(TPU):
         got = of("pallas")
     jax.tree.map(lambda a, b: assert_close(a, b, kind="derivative"), got, want)
 
@@ -168,7 +103,7 @@ def test_exponentials_in_16_bits_are_asked_for():
 
 def test_the_same_bits_twice():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 256, 2, 16))
-    with compile_for(INTERPRETED):
+    with compile_for(TPU):
         of = lambda: jax.grad(lambda *x: attend(*x, mask=masks.causal(), implementation="pallas").sum(), (0, 1, 2))(
             q, k, v
         )
@@ -197,7 +132,7 @@ def test_statistics_and_traced_segments():
         )
 
     want = blocks(ids, kv_ids)
-    with compile_for(INTERPRETED):
+    with compile_for(TPU):
         got = kernels(ids, kv_ids)
     seen = np.asarray(ids != 2)
     assert not np.asarray(got[0])[~seen].any()
@@ -210,23 +145,24 @@ def test_statistics_and_traced_segments():
 def test_vmap_is_one_more_axis_of_the_grid():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 3, 130, 2, 8))
     one = lambda form: lambda q, k, v: attend(q, k, v, mask=masks.causal(), implementation=form).sum()
-    with compile_for(INTERPRETED):
+    with compile_for(TPU):
         got = jax.vmap(jax.grad(one("pallas"), (0, 1, 2)), in_axes=(0, None, 0))(q, k[0], v)
     want = jax.vmap(jax.grad(one("blocks"), (0, 1, 2)), in_axes=(0, None, 0))(q, k[0], v)
     jax.tree.map(lambda a, b: assert_close(a, b, kind="derivative"), got, want)
 
 
 X = jnp.ones((2048, 2, 16))
-FAR = scores.from_query_key(lambda q, k: -jnp.abs(q[:, None, :] - k[None, :, :]).sum(-1))
+SORTED = scores.from_function(lambda score, batch, head, t, s: jnp.sort(score, axis=1))
+"""Not the same for tiles of another size, and no kernel sorts."""
 
 
 @pytest.mark.parametrize(
     ("arguments", "kind", "words"),
     [
         (
-            {"score": FAR},
+            {"score": SORTED},
             NotImplementedError,
-            ["no kernel runs", "row x col x feature", "'blocks'"],
+            ["no kernel runs", "'sort'", "'blocks'"],
         ),
         (
             {"block_sizes": BlockSizes(2048, 1024)},
@@ -245,18 +181,18 @@ def test_message(arguments, kind, words):
 def test_auto_on_a_tpu_takes_the_kernels_that_there_are():
     with compile_for(Target("tpu")):
         plain = explain(X, X, X, mask=masks.causal())
-        far = explain(X, X, X, score=FAR)
+        unsorted = explain(X, X, X, score=SORTED)
         odd = explain(X, X, X, block_sizes=BlockSizes(100, 100))
     assert plain.implementation == "pallas"
-    assert (far.implementation, odd.implementation) == ("blocks", "blocks")
+    assert (unsorted.implementation, odd.implementation) == ("blocks", "blocks")
     assert "pallas: BlockSizes(q=100) is no multiple of 128" in odd.reasons
-    assert any(reason.startswith("pallas: no kernel runs a block of row x col x feature") for reason in far.reasons)
+    assert any(reason.startswith("pallas: no kernel runs the operation 'sort'") for reason in unsorted.reasons)
 
 
 @pytest.mark.usefixtures("x64")
 def test_double_precision_is_refused():
     x = jnp.ones((4, 2, 8))
-    with compile_for(INTERPRETED), pytest.raises(NotImplementedError, match="dtype float64 is not supported"):
+    with compile_for(TPU), pytest.raises(NotImplementedError, match="dtype float64 is not supported"):
         attend(x, x, x, implementation="pallas")
 
 

@@ -6,18 +6,10 @@ import numpy as np
 import pytest
 
 from attnjax import attend, masks, normalizers, scores
-from pallas_kernels import Target, _compat, compile_for
+from pallas_kernels import compile_for
 from pallas_kernels.attention import _api
+from tests.kernels.targets import BOTH, GPU, TPU, by_kernels, interpreted
 from tests.tolerances import assert_close
-
-GPU = Target("gpu", "h100", interpret=True)
-interpreted = pytest.mark.skipif(not _compat.can_interpret(), reason="this jax does not interpret kernels for GPU")
-TARGETS = [Target("tpu", interpret=True), pytest.param(GPU, marks=interpreted)]
-
-
-def by_kernels(target: Target, function):
-    with compile_for(target), jax.disable_jit(target.platform == "gpu"):
-        return function()
 
 
 def inputs(queries: int, keys: int = 1024):
@@ -27,7 +19,7 @@ def inputs(queries: int, keys: int = 1024):
 
 
 @pytest.mark.parametrize("queries", [1, 3])
-@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.platform)
+@BOTH
 def test_decoding_equals_the_dense_form(target, queries):
     """A cache filled to another length in each sequence, a slope for each head, statistics."""
     q, k, v = inputs(queries)
@@ -42,14 +34,14 @@ def test_decoding_equals_the_dense_form(target, queries):
         assert_close(stats[name], want_stats[name])
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.platform)
+@BOTH
 def test_decoding_without_softmax(target):
     q, k, v = inputs(2)
     of = lambda form: attend(q, k, v, normalizer=normalizers.sigmoid(), implementation=form)
     assert_close(by_kernels(target, lambda: of("pallas")), of("dense"))
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.platform)
+@BOTH
 def test_a_sequence_that_sees_nothing_is_zero(target):
     q, k, v = inputs(1)
     mask = masks.from_array(jnp.array([True, False])[:, None, None, None])
@@ -75,6 +67,6 @@ def test_keys_are_split_over_the_processors_of_a_gpu(monkeypatch):
 def test_gradients_of_few_queries_are_streamed():
     q, k, v = inputs(2)
     of = lambda form: jax.grad(lambda *x: attend(*x, implementation=form).sum(), (0, 1, 2))(q, k, v)
-    with compile_for(TARGETS[0]):
+    with compile_for(TPU):
         got = of("pallas")
     jax.tree.map(lambda a, b: assert_close(a, b, kind="derivative"), got, of("dense"))

@@ -6,12 +6,9 @@ import numpy as np
 import pytest
 
 from attnjax import attend, masks, normalizers, scores
-from pallas_kernels import Target, _compat, compile_for
+from pallas_kernels import compile_for
+from tests.kernels.targets import BOTH, TPU, by_kernels
 from tests.tolerances import assert_close
-
-GPU = Target("gpu", "h100", interpret=True)
-interpreted = pytest.mark.skipif(not _compat.can_interpret(), reason="this jax does not interpret kernels for GPU")
-TARGETS = [Target("tpu", interpret=True), pytest.param(GPU, marks=interpreted)]
 
 
 def own_softmax(power):
@@ -45,12 +42,7 @@ def inputs():
     return draw(2, 150, 4, 16), draw(2, 150, 2, 16), draw(2, 150, 2, 8), 0.3 * draw(4)
 
 
-def by_kernels(target, function, *arguments):
-    with compile_for(target), jax.disable_jit(target.platform == "gpu"):
-        return function(*arguments)
-
-
-@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.platform)
+@BOTH
 def test_a_learned_temperature_and_an_own_softmax(target):
     """Values by a kernel, gradients of everything, learned captured arrays among it, by the fold's own rule."""
     *arrays, temperature = inputs()
@@ -80,5 +72,5 @@ def test_a_state_that_is_not_one_number_is_streamed():
         combine=lambda a, b: a + b,
         finalize=lambda state: state,
     )
-    with compile_for(TARGETS[0]), pytest.raises(NotImplementedError, match="more than one number"):
+    with compile_for(TPU), pytest.raises(NotImplementedError, match="more than one number"):
         attend(x, x, x, normalizer=steps, implementation="pallas")

@@ -19,10 +19,10 @@ from jax.extend import core
 from pallas_kernels import _compat
 from pallas_kernels._target import Target
 from pallas_kernels.attention import _work
-from pallas_kernels.attention._cut import cut
+from pallas_kernels.attention._cut import cut, summed_by_columns
 from pallas_kernels.attention._evaluate import Evaluator, traced_shape
 from pallas_kernels.attention._flat import TooLarge, Unsupported, flatten, read_inputs
-from pallas_kernels.attention._labels import labels
+from pallas_kernels.attention._labels import labels, met_by_feature
 from pallas_kernels.attention._made import NAMES, MadePlan, spec_names
 from pallas_kernels.attention._plan import COLS, ROWS, Plan, running
 from pallas_kernels.attention._sums import sum_dtype
@@ -57,7 +57,8 @@ def _groups(plan: Plan) -> list[tuple[str, list[int]]]:
     kinds: dict[tuple, list[int]] = {}
     for i, spec in enumerate(plan.outputs):
         row, col = ROWS in spec.dims, COLS in spec.dims
-        order = "pair" if row and col else "col" if col else "row"
+        by_columns = col or (not row and summed_by_columns(plan, i))
+        order = "pair" if row and col else "col" if by_columns else "row"
         inner = () if order == "row" else tuple(d for d in range(len(plan.grid.outer)) if d not in spec.dims)
         kinds.setdefault((order, inner), []).append(i)
     found = []
@@ -149,9 +150,11 @@ class _Call:
         work = _work.visits(tiles, order, plan.start is not None)
         self.layout = Fragments(NAMES[self.first], 0)
         made = Operands(self.layout, self.first, frozenset((self.other, *self.inner)))
-        operands = [made.operand(arrays[n], plan.inputs[n]) for n in self.used]
         named = [spec_names(s, v.aval) for s, v in zip(self._specs(), self.flat.jaxpr.invars, strict=True)]
         self.names = labels(self.flat.jaxpr, named, [self.output_names(i) for i in self.outputs])
+        inputs = self.flat.jaxpr.invars[running(plan) :]
+        single = met_by_feature(self.flat.jaxpr, self.names)
+        operands = [made.operand(arrays[n], plan.inputs[n], inputs[n] in single) for n in self.used]
         self.groups, self.step, self.stages = self._sizes(operands)
         self.layout.others = self.step
         # A tile is cut along the first dimension into places, and along the other into steps; or places, in pairs.

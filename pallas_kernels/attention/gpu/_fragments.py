@@ -87,26 +87,6 @@ class Stored:
 
 
 @dataclasses.dataclass(frozen=True)
-class Listed:
-    """Features that are read one by one, from the memory of the device.
-
-    Attributes:
-        ref: reference to the array.
-        place: indices of all its axes but the last.
-    """
-
-    ref: Any
-    place: tuple[Any, ...]
-
-    @property
-    def dtype(self) -> Any:
-        return self.ref.dtype
-
-    def __jax_array__(self) -> jax.Array:
-        raise Unsupported("a function of features alone on a GPU")
-
-
-@dataclasses.dataclass(frozen=True)
 class Product:
     """A product that is still to be added to a sum: pairs of operands of the matrix units."""
 
@@ -147,7 +127,7 @@ class Fragments:
             return data
         if not held:
             return jnp.broadcast_to(data, sizes)
-        if len(held) != 1 or len(wanted) != 2 or held[0] == FEATURE:
+        if len(held) != 1 or len(wanted) != 2:
             raise Unsupported(f"numbers by {held} among those by {wanted}")
         return plgpu.layout_cast(lax.broadcast_in_dim(data, sizes, (wanted.index(held[0]),)), MATRIX)
 
@@ -200,11 +180,8 @@ class Fragments:
     def transpose(self, data: Any) -> Any:
         raise Unsupported("a transposed block")
 
-    def index(self, size: int) -> Any:
-        raise Unsupported("single features of a block on a GPU")
-
-    def entry(self, table: Listed, entry: Any) -> jax.Array:
-        return table.ref[(*table.place, entry)]
+    def index(self, size: int) -> jax.Array:
+        return plgpu.broadcasted_iota(jnp.int32, (size,), 0, layout=ALONG)
 
     def function(self, name: str) -> Callable | None:
         if name in _LACKING:

@@ -12,8 +12,8 @@ from jax.experimental import pallas as pl
 from pallas_kernels import _compat
 from pallas_kernels.attention._flat import Unsupported
 from pallas_kernels.attention._made import NAMES, kept
-from pallas_kernels.attention._values import FEATURE, Value
-from pallas_kernels.attention.gpu._fragments import PARTS, Fragments, Listed, Stored, padded
+from pallas_kernels.attention._values import FEATURE, Each, Value
+from pallas_kernels.attention.gpu._fragments import PARTS, Fragments, Stored, padded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Operands:
     first: int
     changing: frozenset[int]
 
-    def operand(self, array: jax.Array, spec: Any) -> Operand:
-        """An operand, by its array and spec."""
+    def operand(self, array: jax.Array, spec: Any, by_feature: bool) -> Operand:
+        """An operand, by its array and spec, and whether one feature of it is looked at at a time."""
         dims = spec.dims
         lengths = [n for d, n in zip(dims, array.shape, strict=True) if d is None or d < 0]
         sizes = list(zip(kept(dims), lengths, strict=True))
@@ -84,8 +84,8 @@ class Operands:
                 self.layout.positions(NAMES[dims[0]], at.starts[dims[0]]), names
             )  # fmt: skip
             return Operand((), positions, steady, first)
-        if there == [None]:
-            return self._table(array, dims, names, steady)
+        if there == [None] or (by_feature and there.count(None) == 1 and len(there) == 2):
+            return self._features(array, dims, names, steady, first)
         if there.count(None) == 1 and len(there) == 2:
             return self._matrix(array, dims, names, steady, first)
         if len(there) > 2 or None in there:
@@ -118,13 +118,33 @@ class Operands:
         read = lambda refs, at, stored: Value(Stored(tuple(stored), dtype, first), names)
         return Operand(parts, read, steady, first, width, slices)
 
-    def _table(self, array: jax.Array, dims: tuple, names: tuple, steady: bool) -> Operand:
-        """Features alone: read one by one."""
+    def _features(self, array: jax.Array, dims: tuple, names: tuple, steady: bool, first: bool) -> Operand:
+        """Features, or positions by features, read one feature at a time."""
         outer = sorted(d for d in dims if d is not None and d >= 0)
-        array = array.transpose(*(dims.index(d) for d in outer), *(i for i, d in enumerate(dims) if d is None))
-        array = array.reshape(*array.shape[: len(outer)], -1)
-        read = lambda refs, at, stored: Value(Listed(refs[0], tuple(at.index[d] for d in outer)), names)
-        return Operand((array,), read, steady, False)
+        position = [d for d in dims if d is not None and d < 0]
+        feature = next(i for i, d in enumerate(dims) if d is None and array.shape[i] > 1)
+        size, single = array.shape[feature], tuple(i for i, d in enumerate(dims) if d is None and i != feature)
+        front = [*(dims.index(d) for d in outer), feature, *(dims.index(d) for d in position)]
+        array = array.transpose(*front, *single)
+        array = array.reshape(array.shape[: len(front)])
+        left = tuple(None if name == FEATURE else name for name in names)
+
+        def read(refs: Any, at: At, stored: Any) -> Value:
+            place = tuple(at.index[d] for d in outer)
+
+            def one(number: Any) -> Value:
+                if not position:
+                    return Value(refs[0][(*place, number)], left)
+                return Value(self._loaded(refs[0], (*place, number), at, position), left)
+
+            return Value(Each(size, one), names)
+
+        return Operand((array,), read, steady, first)
+
+    def _loaded(self, ref: Any, place: tuple, at: At, positions: list) -> jax.Array:
+        """Numbers by positions, in registers."""
+        place += tuple(pl.ds(at.starts[d], self.layout.length(NAMES[d], 2)) for d in positions)
+        return _compat.load(ref.at[place], self.layout.layout(tuple(NAMES[d] for d in positions)))
 
     def _numbers(self, array: jax.Array, dims: tuple, there: list, names: tuple, steady: bool, first: bool) -> Operand:
         """A number, or numbers by positions: read where they are needed."""
@@ -136,15 +156,10 @@ class Operands:
         dtype = array.dtype
         held = dtype if dtype != jnp.bool_ else jnp.int8 if len(positions) == 2 else jnp.int32
         array = array.reshape(shape or (1,)).astype(held)
-        layout = self.layout.layout(tuple(NAMES[d] for d in positions)) if positions else None
 
         def read(refs: Any, at: At, stored: Any) -> Value:
             place = tuple(at.index[d] for d in outer)
-            if positions:
-                place += tuple(pl.ds(at.starts[d], self.layout.length(NAMES[d], 2)) for d in positions)
-                data = _compat.load(refs[0].at[place], layout)
-            else:
-                data = refs[0][place or (0,)]
+            data = self._loaded(refs[0], place, at, positions) if positions else refs[0][place or (0,)]
             return Value(data != 0 if dtype == jnp.bool_ else data, names)
 
         return Operand((array,), read, steady, first)

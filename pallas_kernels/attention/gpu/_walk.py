@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +12,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.attention._plan import running
-from pallas_kernels.attention._sums import LOWEST, start_of, sum_dtype
-from pallas_kernels.attention._values import LOG2E, Value
+from pallas_kernels.attention._sums import at_mass, changes, divisor, log_scale, start_of, sum_dtype
+from pallas_kernels.attention._values import Value
 from pallas_kernels.attention.gpu._fragments import ROWS_EACH, Product
 from pallas_kernels.attention.gpu._operands import At, Operand
 
@@ -236,12 +235,11 @@ class Walk:
         scale = Value(old, names, call.base2, finite=True)
         new, *added = call.evaluator(self._arguments([scale], values), shared, full)
         new = self._hold(new, 0)
-        factor = (jnp.exp2 if call.base2 else jnp.exp)(old - new)
         found = [new]
-        for x, value, power, i in zip(sums[1:], added, call.plan.powers, outputs[1:], strict=True):
-            kept = (old == new).astype(factor.dtype) if math.isinf(power) else _power(factor, power)
+        factors = changes(old, new, call.plan.powers, call.base2)
+        for x, value, factor, i in zip(sums[1:], added, factors, outputs[1:], strict=True):
             wanted, sizes, _ = self._held(i)
-            found.append(self._plus(x * call.layout.spread(kept, names, wanted, sizes), value, i))
+            found.append(self._plus(x * call.layout.spread(factor, names, wanted, sizes), value, i))
         return tuple(found)
 
     def _finished(self, sums: tuple) -> list[jax.Array]:
@@ -250,16 +248,12 @@ class Walk:
         plan = call.plan
         scale, *found = sums
         names = call.evaluator.held(Value(None, call.output_names(0)))
-        scale = jnp.where(scale > LOWEST, scale * (1 / LOG2E if call.base2 else 1), -jnp.inf)
+        scale = log_scale(scale, call.base2)
         if plan.mass is None:
             return [scale, *found]
-        mass = found[plan.mass]
-        one = jnp.where(mass > 0, mass, 1.0)
+        scale, once = at_mass(scale, found[plan.mass]), 1 / divisor(found[plan.mass])
         for n, power in enumerate(plan.powers):
             wanted, sizes, _ = self._held(call.outputs[n + 1])
-            found[n] = found[n] * call.layout.spread(_power(1 / one, power), names, wanted, sizes)
-        return [jnp.where(mass > 0, scale + jnp.log(one), scale), *found]
-
-
-def _power(x: jax.Array, power: int | float) -> jax.Array:
-    return x if power == 1 else x**power
+            divided = once if power == 1 else once**power
+            found[n] = found[n] * call.layout.spread(divided, names, wanted, sizes)
+        return [scale, *found]

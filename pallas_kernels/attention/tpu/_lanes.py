@@ -64,10 +64,6 @@ class Lanes:
     def index(self, size: int) -> jax.Array:
         return lax.broadcasted_iota(jnp.int32, (1, size), 1)
 
-    def entry(self, table: Any, entry: Any) -> jax.Array:
-        here = self.index(table.shape[1]) == entry
-        return jnp.sum(jnp.where(here, table, jnp.zeros((), table.dtype)), axis=1, keepdims=True)
-
     def function(self, name: str) -> Callable | None:
         return REWRITTEN.get(name)
 

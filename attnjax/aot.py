@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.attention import BlockSizes, attend, masks
+from attnjax.attention import BlockSizes, attend, explain, masks
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,7 +110,7 @@ def _request(given: Any, mask: Any) -> tuple[Any, list[jax.ShapeDtypeStruct]]:
 
     heads_first = given.target not in SHARED
     turn = (lambda x: jnp.swapaxes(x, 1, 2)) if heads_first else lambda x: x
-    sizes = BlockSizes(given.block_q, given.block_kv) if given.block_q or given.block_kv else None
+    sizes = _sizes(given)
 
     def forward(q, k, v):
         return turn(attend(turn(q), turn(k), turn(v), mask=mask, implementation="pallas", block_sizes=sizes))
@@ -131,6 +131,10 @@ def _request(given: Any, mask: Any) -> tuple[Any, list[jax.ShapeDtypeStruct]]:
     return (forward, shapes) if given.forward else (backward, [*shapes, of(given.heads, given.queries, value_width)])
 
 
+def _sizes(given: Any) -> BlockSizes | None:
+    return BlockSizes(given.block_q, given.block_kv) if given.block_q or given.block_kv else None
+
+
 def _report_registers(folder: Path) -> None:
     for path in sorted(folder.glob("*.ptxas")):
         text = path.read_text()
@@ -145,11 +149,16 @@ def _report_registers(folder: Path) -> None:
 
 def _report_schedules(given: Any, mask: Any, memory: Any, folder: Path) -> None:
     from attnjax.attention._block_map import block_map, kinds
+    from pallas_kernels import compile_for
     from pallas_kernels._schedule import BANDWIDTH, CLOCK, cycles, read_all
+    from pallas_kernels._target import named
 
     schedules = read_all(folder, given.target, "fold")
-    block_q, block_kv = given.block_q or 512, given.block_kv or 512
     keys = given.keys or given.queries
+    q, k = (jax.ShapeDtypeStruct((n, 1, given.width), jnp.dtype(given.dtype)) for n in (given.queries, keys))
+    with compile_for(named(given.target, exponential=given.exponential)):
+        plan = explain(q, k, k, mask=mask, implementation="pallas", block_sizes=_sizes(given))
+    block_q, block_kv = plan.block_q, plan.block_kv
     blocks = block_map(mask, (), 1, given.queries, keys, block_q, block_kv)
     tiles = np.asarray(kinds(blocks, keys, block_kv)).reshape(-(-given.queries // block_q), -1)
     points = given.batch * given.heads

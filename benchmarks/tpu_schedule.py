@@ -6,6 +6,7 @@ See ``pallas_kernels._schedule`` for what the model holds, and what not.
 import dataclasses
 import functools
 import importlib.metadata
+import itertools
 import json
 import os
 import subprocess
@@ -38,7 +39,8 @@ def cycles_of_splash(schedule: Schedule, visited: int, rows: int) -> float:
 # --- compiling ------------------------------------------------------------------------------------------------------
 
 OURS = (
-    'from benchmarks import tpu_schedule; tpu_schedule.compile_ours("{generation}", {length}, {width}, {exponential!r})'
+    "from benchmarks import tpu_schedule; "
+    'tpu_schedule.compile_ours("{generation}", {length}, {width}, {exponential!r}, {block_q})'
 )
 SPLASH = 'from benchmarks import tpu_schedule; tpu_schedule.compile_splash("{generation}", {length}, {width}, {blocks})'
 HEADS = 8
@@ -52,8 +54,8 @@ def dumped(code: str, generation: str, prefix: str) -> dict[str, Schedule]:
         return read_all(Path(folder), generation, prefix)
 
 
-def compile_ours(generation: str, length: int, width: int, exponential: str) -> None:
-    """Forward and backward of `attend`, causal, bfloat16, eight heads."""
+def compile_ours(generation: str, length: int, width: int, exponential: str, block_q: int) -> None:
+    """Forward and backward of `attend`, causal, bfloat16, eight heads, in tiles of so many queries and 512 keys."""
     from pallas_kernels import _topology
 
     _topology.prepare()
@@ -67,8 +69,9 @@ def compile_ours(generation: str, length: int, width: int, exponential: str) -> 
     turn = lambda x: jnp.swapaxes(x, 0, 1)
 
     def forward(q, k, v):
-        found = attnjax.attend(turn(q), turn(k), turn(v), mask=attnjax.masks.causal(), implementation="pallas")
-        return turn(found)
+        sizes = attnjax.BlockSizes(block_q, 512)
+        knobs = {"mask": attnjax.masks.causal(), "implementation": "pallas", "block_sizes": sizes}
+        return turn(attnjax.attend(turn(q), turn(k), turn(v), **knobs))
 
     def both(q, k, v, cotangent):
         output, pull = jax.vjp(forward, q, k, v)
@@ -125,6 +128,7 @@ class Config:
         lengths: T = S.
         width: Head size.
         exponentials: Types of the exponential.
+        queries: Of a tile of this library.
         tiles: Compare with nothing: print what a tile costs, for all ``widths``.
         widths: Head sizes of that table.
         out: JSON file to write, or nothing.
@@ -134,16 +138,17 @@ class Config:
     lengths: tuple[int, ...] = (4096, 16384)
     width: int = 128
     exponentials: tuple[str, ...] = ("float32",)
+    queries: tuple[int, ...] = (512, 1024)
     tiles: bool = False
     widths: tuple[int, ...] = (64, 128, 256)
     out: str = ""
 
 
-def ours(generation: str, length: int, width: int, exponential: str) -> dict:
+def ours(generation: str, length: int, width: int, exponential: str, block_q: int) -> dict:
     """Cycles of forward and backward, all heads, over the cores."""
-    code = OURS.format(generation=generation, length=length, width=width, exponential=exponential)
+    code = OURS.format(generation=generation, length=length, width=width, exponential=exponential, block_q=block_q)
     passes = dumped(code, generation, "fold")
-    tiles = causal_tiles(length, 512, 512)
+    tiles = causal_tiles(length, block_q, 512)
     spent = {name: cycles(name, schedule, tiles) for name, schedule in passes.items()}
     scale = HEADS / CORES.get(generation, 1)
     straight = {name: schedule.tiles[0] for name, schedule in passes.items()}
@@ -155,7 +160,7 @@ def ours(generation: str, length: int, width: int, exponential: str) -> dict:
         "forward": scale * forward,
         "backward": scale * sum(spent.values()),
         "cycles a tile": tile,
-        "spills": spills,
+        "spills a tile": spills,
     }
 
 
@@ -205,7 +210,9 @@ def tile_rows(config: Config) -> list[dict]:
     tiles = causal_tiles(config.lengths[0], 512, 512)
     for generation in config.generations:
         for width in config.widths:
-            code = OURS.format(generation=generation, length=config.lengths[0], width=width, exponential="float32")
+            code = OURS.format(
+                generation=generation, length=config.lengths[0], width=width, exponential="float32", block_q=512
+            )
             found = dumped(code, generation, "fold")
             alone = not any(n.startswith("fold_row") for n in found)
             for name, schedule in found.items():
@@ -247,13 +254,14 @@ def compared_rows(config: Config) -> list[dict]:
     for generation in config.generations:
         for length in config.lengths:
             other = splash(generation, length, config.width)
-            for exponential in config.exponentials:
-                own = ours(generation, length, config.width, exponential)
+            for exponential, block_q in itertools.product(config.exponentials, config.queries):
+                own = ours(generation, length, config.width, exponential, block_q)
                 row = {"generation": generation, "length": length, "width": config.width, "exponential": exponential}
+                row |= {"tile": f"{block_q} x 512"}
                 for name in ("forward", "backward"):
                     row |= {f"{name} Mcycles": own[name] / 1e6, f"{name} splash": other[name] / 1e6}
                     row |= {f"{name} ratio": own[name] / other[name]}
-                rows.append(row | {"cycles a 512 x 512 tile": own["cycles a tile"], "spills a tile": own["spills"]})
+                rows.append(row | {name: own[name] for name in ("cycles a tile", "spills a tile")})
                 print(json.dumps(rows[-1]), flush=True)
     return rows
 

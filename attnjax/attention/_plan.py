@@ -222,7 +222,9 @@ def default_tiles(request: Request, form: str) -> tuple[int, int]:
             return 1, LANES if _kernel_platform() == "gpu" else min(LANES * (-(-keys // LANES)), 512)
         if _kernel_platform() == "gpu":
             return LANES, LANES
-        return tuple(-(-_even(n, 512) // LANES) * LANES for n in (queries, keys))  # type: ignore[return-value]
+        block_q, block_kv = 1024 if _tall_is_better(request) else 512, 512
+        block_q, block_kv = (-(-_even(n, b) // LANES) * LANES for n, b in ((queries, block_q), (keys, block_kv)))
+        return block_q, block_kv
     fine = visible_tiles(request, FINE, FINE)
     if fine is None:
         return _even(queries, 512), _even(keys, 512)
@@ -233,6 +235,19 @@ def default_tiles(request: Request, form: str) -> tuple[int, int]:
         costs[FINE * rows, FINE * cols] = _pooled(fine, rows, cols).sum() * (entries + 24_000)
     block_q, block_kv = min(costs, key=lambda pair: costs[pair])
     return _even(queries, block_q), _even(keys, block_kv)
+
+
+def _tall_is_better(request: Request) -> bool:
+    """Whether tiles of 1024 queries cost a TPU less than those of 512, though fewer of them are empty."""
+    from pallas_kernels import current
+
+    target, queries = current(), request.q.shape[-3]
+    if target is None or target.tall >= 1 or queries < 1024:
+        return False
+    some = visible_tiles(request, 512, 512)
+    if some is None:
+        return queries >= 8192  # where a causal mask makes it better
+    return bool(2 * target.tall * _pooled(some, 2, 1).sum() < some.sum())
 
 
 def _pooled(some: np.ndarray, rows: int, cols: int) -> np.ndarray:

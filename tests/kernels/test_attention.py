@@ -189,6 +189,23 @@ def test_auto_on_a_tpu_takes_the_kernels_that_there_are():
     assert any(reason.startswith("pallas: no kernel runs the operation 'sort'") for reason in unsorted.reasons)
 
 
+@pytest.mark.parametrize(
+    ("generation", "length", "mask", "rows"),
+    [
+        ("v6e", 16384, masks.causal(), 1024),
+        ("v6e", 4096, masks.causal(), 512),  # too many of its entries would be hidden
+        ("v6e", 16384, masks.window(1000), 512),
+        ("7x", 2048, None, 1024),
+        ("v5e", 16384, masks.causal(), 512),
+    ],
+)
+def test_taller_tiles_where_they_cost_less(generation, length, mask, rows):
+    x = jax.ShapeDtypeStruct((length, 1, 128), jnp.bfloat16)
+    with compile_for(Target("tpu", generation)):
+        plan = explain(x, x, x, mask=mask)
+    assert (plan.implementation, plan.block_q, plan.block_kv) == ("pallas", rows, 512)
+
+
 @pytest.mark.usefixtures("x64")
 def test_double_precision_is_refused():
     x = jnp.ones((4, 2, 8))

@@ -11,7 +11,7 @@ A record is here when its functions exist, pass the conformance suite, and a tes
 import dataclasses
 from collections.abc import Callable
 
-from attnjax import measures, tasks
+from attnjax import linear, measures, tasks
 from attnjax.attention import attend, attention_weights, explain, masks, normalizers, scores, statistics
 from attnjax.dynamics import (
     abrupt_learning,
@@ -70,7 +70,7 @@ class Record:
         source: who, when, where.
         functions: the public functions that are it, or that compose to it.
         cost: time and temporary memory.
-        forms: implementations of ``attend`` that serve it; empty for a measure.
+        forms: implementations of ``attend``, or forms of ``linear.attend``, that serve it; empty for a measure.
         checked: where its claim is checked, ``file::function`` of tests or experiments.
         deviation: where it differs from the source, and which part of the claim is not checked; empty for nowhere.
     """
@@ -91,6 +91,10 @@ _SINKS = "tests/measures/test_sinks.py::"
 _DEVIATION = "tests/measures/test_deviation.py::"
 
 _DYNAMICS = "tests/dynamics/"
+_LINEAR = "tests/linear/test_mechanisms.py::"
+_EVERY_FORM = "tests/linear/test_forms.py::test_every_form_is_the_recurrence"
+_RECURRENCE = ("parallel", "chunked", "recurrent", "scan")
+_LINEAR_COST = Cost("O(N T (C + H) (H + V)) in chunks of C", "O(N T (C + H + V) + N (T / C) H V)")
 
 RECORDS: tuple[Record, ...] = (
     Record(
@@ -288,6 +292,36 @@ RECORDS: tuple[Record, ...] = (
         deviation="Sums over a moving window with linear attention; the paper's other tasks are not trained.",
     ),
     Record(
+        index=125,
+        title="FAST: Factorizable Attention for Speeding up Transformers",
+        source=Source("Gerami et al.", 2024, "2402.07901"),
+        functions=(
+            linear.fastmax,
+            linear.taylor_features,
+        ),
+        cost=Cost("O(N T H^2 (C + V)) of order 2", "O(N T H^2 + N (T / C) H^2 V)"),
+        forms=_RECURRENCE,
+        checked=(
+            _EVERY_FORM,
+            _LINEAR + "test_features_against_their_weights",
+            _LINEAR + "test_how_near_to_softmax_cut_off_exponentials_are",
+        ),
+        deviation=("Queries and keys are not standardized by the function. Quality after training is not compared."),
+    ),
+    Record(
+        index=146,
+        title="Latent Attention for Linear Time Transformers",
+        source=Source("Dolga et al.", 2024, "2402.17512"),
+        functions=(linear.latte,),
+        cost=_LINEAR_COST,
+        forms=_RECURRENCE,
+        checked=(
+            _LINEAR + "test_light_net_and_latte_are_softmax_over_keys_for_each_feature",
+            _LINEAR + "test_the_rank_of_latent_attention",
+        ),
+        deviation=("Quality after training is not compared."),
+    ),
+    Record(
         index=167,
         title="More Expressive Attention with Negative Weights",
         source=Source("Lv et al.", 2024, "2411.07176"),
@@ -303,6 +337,25 @@ RECORDS: tuple[Record, ...] = (
         deviation=(
             "A score of exactly 0 counts as positive. That an early token stays more visible does not hold for random "
             "weights: it does after one layer and is reversed after four. No trained language models are compared."
+        ),
+    ),
+    Record(
+        index=169,
+        title="Linear Log-Normal Attention with Unbiased Concentration",
+        source=Source("Nahshan et al.", 2023, "2311.13541"),
+        functions=(
+            linear.log_normal,
+            linear.log_normal_scales,
+        ),
+        cost=_LINEAR_COST,
+        forms=_RECURRENCE,
+        checked=(
+            _LINEAR + "test_features_against_their_weights",
+            _LINEAR + "test_log_normal_weights_vary_as_softmax_does",
+        ),
+        deviation=(
+            "Standard deviations are arguments. The variance of the logs is within a factor of 1.5 of softmax's, no "
+            "nearer. The average with block-diagonal softmax is left to the caller."
         ),
     ),
     Record(
@@ -338,6 +391,23 @@ RECORDS: tuple[Record, ...] = (
         deviation=(
             "The backward pass recomputes tiles from the row's logsumexp instead of rematerializing whole "
             "chunks; tiles that the mask leaves empty are not visited."
+        ),
+    ),
+    Record(
+        index=188,
+        title="Titans: Learning to Memorize at Test Time",
+        source=Source("Behrouz et al.", 2025, "2501.00663"),
+        functions=(linear.titans,),
+        cost=_LINEAR_COST,
+        forms=_RECURRENCE,
+        checked=(
+            _LINEAR + "test_titans_is_gradient_descent_with_momentum",
+            _LINEAR + "test_titans_without_momentum_is_a_delta_rule",
+            _LINEAR + "test_where_a_memory_with_momentum_diverges",
+        ),
+        deviation=(
+            "The linear memory only, with half of the loss; chunks are exact, where the published ones take gradients "
+            "at the state before the chunk. Memories that are networks, and quality after training, are not here."
         ),
     ),
     Record(
@@ -388,6 +458,33 @@ RECORDS: tuple[Record, ...] = (
         deviation="K = 1, or any divisor of N. The quality of a trained model is not compared.",
     ),
     Record(
+        index=217,
+        title="Attention as an RNN",
+        source=Source("Feng et al.", 2024, "2405.13956"),
+        functions=(linear.aaren,),
+        cost=Cost("O(N T V)", "O(N T V)"),
+        forms=_RECURRENCE,
+        checked=(_LINEAR + "test_causal_softmax_attention_of_one_query_is_a_state_of_one_feature",),
+        deviation=("Quality after training is not compared."),
+    ),
+    Record(
+        index=290,
+        title="Various Lengths, Constant Speed: Efficient Language Modeling with Lightning Attention",
+        source=Source("Qin et al.", 2024, "2405.17381"),
+        functions=(
+            linear.retention,
+            linear.lightning_decay,
+        ),
+        cost=_LINEAR_COST,
+        forms=_RECURRENCE,
+        checked=(
+            _EVERY_FORM,
+            _LINEAR + "test_slopes_of_lightning_attention",
+            _LINEAR + "test_retention_is_attention_with_weights_that_decay",
+        ),
+        deviation=("The attention alone; the model's norms and gates, and speed on accelerators, are not here."),
+    ),
+    Record(
         index=295,
         title="AttentionEngine: A Versatile Framework for Efficient Attention Mechanisms on Diverse Hardware Platforms",
         source=Source("Chen et al.", 2025, "2502.15349"),
@@ -405,6 +502,34 @@ RECORDS: tuple[Record, ...] = (
         deviation=(
             "The parallel form only, not the linear one with chunks. Tile sizes come from the mask and the "
             "shapes, not from a search on the device. Speed on accelerators is not measured."
+        ),
+    ),
+    Record(
+        index=296,
+        title="Efficient Attention: Attention with Linear Complexities",
+        source=Source("Shen et al.", 2018, "1812.01243"),
+        functions=(linear.latte,),
+        cost=Cost("O(N T (C + H) (H + V)), twice: one state from each end", "O(N T (C + H + V) + N (T / C) H V)"),
+        forms=_RECURRENCE,
+        checked=(_LINEAR + "test_light_net_and_latte_are_softmax_over_keys_for_each_feature",),
+        deviation=(
+            "It is latte with causal=False. The variant that divides by sqrt(n) is not here; quality is not compared."
+        ),
+    ),
+    Record(
+        index=340,
+        title="You Only Scan Once: Efficient Multi-dimension Sequential Modeling with LightNet",
+        source=Source("Qin et al.", 2024, "2405.21022"),
+        functions=(linear.light_net,),
+        cost=_LINEAR_COST,
+        forms=_RECURRENCE,
+        checked=(
+            _LINEAR + "test_light_net_and_latte_are_softmax_over_keys_for_each_feature",
+            _LINEAR + "test_the_last_state_of_light_net_does_not_know_the_order_of_tokens",
+        ),
+        deviation=(
+            "The greatest key is kept beside the state instead of the log of the sum. Their encodings of several "
+            "dimensions are not here; quality is not compared."
         ),
     ),
     Record(

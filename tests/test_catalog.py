@@ -13,7 +13,7 @@ from attnjax import catalog
 from attnjax.catalog import RECORDS, Record
 
 ROOT = Path(__file__).resolve().parent.parent
-FORMS = {"dense", "rows", "blocks", "cudnn", "pallas"}
+FORMS = {"dense", "rows", "blocks", "cudnn", "pallas", "parallel", "chunked", "recurrent", "scan"}
 each_record = pytest.mark.parametrize("record", RECORDS, ids=lambda record: str(record.index))
 
 

@@ -3,6 +3,7 @@
 from attnjax.linear._attend import Form as Form
 from attnjax.linear._attend import State as State
 from attnjax.linear._attend import attend as attend
+from attnjax.linear._decays import aaren as aaren
 from attnjax.linear._decays import gated_linear_attention as gated_linear_attention
 from attnjax.linear._decays import latte as latte
 from attnjax.linear._decays import light_net as light_net

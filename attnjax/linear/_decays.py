@@ -29,16 +29,16 @@ def retention_decay(heads: int) -> Float[Array, " K"]:
 
 
 def lightning_decay(heads: int, layer: int, layers: int) -> Float[Array, " K"]:
-    """Logs of TransNormer's decays, ``-slope_h (1 - l / (L - 1) + 1e-5)`` in layer l of L; slopes are ALiBi's.
+    """Logs of lightning attention's decays, ``-slope_h (1 - l / (L - 1) + 1e-5)`` in layer l of L; slopes are ALiBi's.
 
-    Source: Qin et al., 2024, Lightning Attention-2, arXiv 2401.04658, and the authors' code; ``2^(-8 (h + 1) / K)`` are
-    the slopes where K is a power of two, else those of the next smaller power, filled up with every other one of the
-    next greater.
+    Source: Qin et al., 2024, Various Lengths, Constant Speed, arXiv 2405.17381, and the authors' code;
+    ``2^(-8 (h + 1) / K)`` are the slopes where K is a power of two, else those of the next smaller power, filled up with
+    every other one of the next greater.
 
     Args:
         heads: K.
         layer: from 0.
-        layers: at least 2.
+        layers: L, at least 2.
 
     Raises:
         ValueError: there is no such layer.
@@ -77,7 +77,7 @@ def retention(
     """Retention, ``o_t = 1 / sqrt(H) sum_{s <= t} gamma^(t - s) <q_t, k_s> v_s``, with one decay for each head.
 
     Source: Sun et al., 2023, Retentive Network, arXiv 2307.08621; lightning attention is the same with the
-    decays of ``lightning_decay``, arXiv 2401.04658. Rotations, the normalization of outputs and gates are the layer's.
+    decays of ``lightning_decay``, arXiv 2405.17381. Rotations, the normalization of outputs and gates are the layer's.
 
     Args:
         q: queries ``[*B, T, N, H]``.
@@ -190,6 +190,41 @@ def latte(q: Float[Array, "*B T N L"], k: Float[Array, "*B T K L"], v: Float[Arr
     True
     """
     return attend(jax.nn.softmax(q, -1), jnp.ones_like(k), v, log_write=k, normalize="feature", **run)
+
+
+def aaren(
+    query: Float[Array, "K H"],
+    k: Float[Array, "*B T K H"],
+    v: Float[Array, "*B T K V"],
+    scale: float | int | None = None,
+    **run: Any,
+) -> Outputs:
+    """Softmax attention of one query for each head over the keys so far, as a recurrence with a state of one feature,
+
+        o_t = sum_{s <= t} softmax_s(scale <q, k_s>) v_s.
+
+    Source: Feng et al., 2024, Attention as an RNN, arXiv 2405.13956.
+
+    Args:
+        query: ``[K, H]``; learned, the same for all tokens.
+        k: keys ``[*B, T, K, H]``.
+        v: values ``[*B, T, K, V]``.
+        scale: by default 1 / sqrt(H).
+        run: form ("scan" is the authors'), chunk_size, state, return_state, segment_ids, lengths: as for ``attend``.
+
+    Returns:
+        Outputs ``[*B, T, K, V]``, and the state if it is asked for.
+
+    >>> import jax.numpy as jnp
+    >>> from attnjax import linear
+    >>> x = jnp.ones((8, 2, 4))
+    >>> bool(jnp.allclose(linear.aaren(jnp.ones((2, 4)), x, x), x))
+    True
+    """
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    logits = jnp.einsum("...h,...h->...", k, jnp.broadcast_to(query, k.shape)) * jnp.asarray(factor, k.dtype)
+    one = jnp.ones_like(k[..., :1])
+    return attend(one, one, v, log_write=logits, normalize="row", **run)
 
 
 def wkv(

@@ -65,7 +65,7 @@ def titans(
     with ``l_t(M) = |M^T k_t - v_t|^2 / 2``. Exact in every form, chunks included: the published chunks take gradients
     at the state before the chunk, which is another function for each chunk size.
 
-    Source: Behrouz et al., 2024, Titans: Learning to Memorize at Test Time, arXiv 2501.00663. Deviation:
+    Source: Behrouz et al., 2025, Titans: Learning to Memorize at Test Time, arXiv 2501.00663. Deviation:
     half of their loss, so that without momentum and weight decay it is the delta rule with ``beta = theta``; memories
     that are networks are not of this form.
 

@@ -58,6 +58,18 @@ class Poles:
         raise NotImplementedError
 
 
+@jax.custom_jvp
+def _expm1(x: jax.Array) -> jax.Array:
+    """``exp(x) - 1`` with ``exp(x)`` as its derivative; jax adds the 1 again, and loses small ones."""
+    return jnp.expm1(x)
+
+
+@_expm1.defjvp
+def _(primals, tangents):
+    (x,), (along,) = primals, tangents
+    return _expm1(x), jnp.exp(x) * along
+
+
 def lower(read: Read, length: int) -> jax.Array:
     """Which writes a read sees, ``[C, C]``."""
     return jnp.tril(jnp.ones((length, length), bool), 0 if read == "after" else -1)
@@ -77,7 +89,7 @@ class Decay(Poles):
 
     def transition(self, state):
         # expm1: exp(a) near one is rounded by as much as the state loses in a step, always to the same side.
-        return state + jnp.expm1(self.log).reshape(1, -1, 1) * state
+        return state + _expm1(self.log).reshape(1, -1, 1) * state
 
     @property
     def _sums(self) -> jax.Array:
@@ -92,8 +104,11 @@ class Decay(Poles):
         rows, cols = self._at(read), self._sums
         seen = same & lower(read, len(cols))
         if self.log.ndim == 1:
-            # Hidden before the exponential: after it, gradients would be infinity times zero.
-            return (x @ y.T) * jnp.exp(jnp.where(seen, rows - cols.T, -jnp.inf))[None]
+            # Pairs without a decay in between are left out: in their gradient two large numbers would cancel. What is
+            # hidden is so before the exponential: after it, gradients would be infinity times zero.
+            next_to = jnp.eye(len(cols), k=-1 if read == "before" else 0, dtype=bool)
+            decayed = jnp.exp(jnp.where(seen & ~next_to, rows - cols.T, -jnp.inf))
+            return (x @ y.T) * jnp.where(seen & next_to, 1, decayed)[None]
         return jnp.where(seen[None], _bisected(x, y, rows, cols, read == "after"), 0)
 
     def reads(self, read):
@@ -101,7 +116,8 @@ class Decay(Poles):
 
     def carry(self):
         sums = self._sums
-        return Carry(jnp.expm1(sums[-1])[None, None], jnp.exp(sums[-1:] - sums)[:, None])
+        write = jnp.concatenate([jnp.exp(sums[-1:] - sums[:-1]), jnp.ones_like(sums[:1])])
+        return Carry(_expm1(sums[-1])[None, None], write[:, None])
 
     def frozen(self, live):
         return Decay(jnp.where(live.reshape(live.shape + (1,) * (self.log.ndim - 1)), self.log, 0))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attnjax import attend, linear
+from attnjax import attend, linear, masks
 from tests.references import linear as reference
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -152,16 +152,13 @@ def test_the_last_state_of_light_net_does_not_know_the_order_of_tokens():
     assert float(jnp.max(jnp.abs(gated(k[order], v[order], decays[order]) - gated(k, v, decays)))) > 0.1
 
 
-def test_causal_softmax_attention_of_one_query_is_a_state_of_one_feature():
+@pytest.mark.parametrize("form", ["chunked", "recurrent", "scan"])
+def test_causal_softmax_attention_of_one_query_is_a_state_of_one_feature(form):
     """The two halves of the library meet: softmax over keys so far is a sum of writes at the scales of their logits."""
-    query, k, v = draw(5), 40 * draw(30, 1, 5), draw(30, 1, 4)
-    logits = jnp.asarray(k @ query)
-    one = jnp.ones((30, 1, 1))
-    got = linear.attend(one, one, jnp.asarray(v), log_write=logits, normalize="row")
-    queries = jnp.broadcast_to(jnp.asarray(query), (30, 1, 5))
-    from attnjax import masks
-
-    assert_near(got, attend(queries, jnp.asarray(k), jnp.asarray(v), mask=masks.causal(), scale=1.0))
+    query, k, v = draw(2, 5), 40 * draw(30, 2, 5), draw(30, 2, 4)
+    arrays = [jnp.asarray(x) for x in (query, k, v)]
+    got = linear.aaren(*arrays, form=form)
+    assert_near(got, attend(jnp.broadcast_to(arrays[0], k.shape), *arrays[1:], mask=masks.causal()))
 
 
 # --- exclusive reads

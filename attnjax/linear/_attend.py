@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from attnjax.linear import _forms, _monoid, _validate
 from attnjax.linear._forms import Reads, Tokens
-from attnjax.linear._poles import Decay, Poles
+from attnjax.linear._poles import Decay, Keep, Poles
 
 Form = Literal["chunked", "recurrent", "parallel", "scan"]
 Normalize = Literal["row", "feature"]
@@ -133,10 +133,10 @@ def attend(
     if bonus is not None and not (exclusive and beta is None):
         raise ValueError("bonus: want exclusive=True and no beta: an inclusive read sees the token's own write already")
     run = Run(form, chunk_size, state, return_state, segment_ids, lengths, causal)
-    if decay is None:
-        decay = jnp.zeros(k.shape[:-1], _accumulator(k))
+    # Known decays would be added up by the compiler, slowly.
+    poles = Keep() if decay is None else Decay(lax.optimization_barrier(decay))
     reads = Reads("before" if exclusive else "after", "decayed")
-    return run_all(q, k, v, Decay(decay), write, strength, normalize, eps, reads, run, bonus)
+    return run_all(q, k, v, poles, write, strength, normalize, eps, reads, run, bonus)
 
 
 def run_all(
@@ -292,7 +292,7 @@ class _Side:
         self.reads, self.run, self.state, self.states = reads, run, state, None
         self.scales: Array | None = None
         self.mass: Array | None = None
-        scan = run.form == "scan" and isinstance(tokens.poles, Decay) and tokens.beta is None
+        scan = run.form == "scan" and isinstance(tokens.poles, (Keep, Decay)) and tokens.beta is None
         if scan:
             states, self.scales = _prefixes(tokens, write, state)
             self.states, self.final = self._read(states, tokens), states[-1:]
@@ -330,6 +330,8 @@ def _divisor(x: Array, eps: float) -> Array:
 
 
 def _log_decay(tokens: Tokens) -> Array:
+    if isinstance(tokens.poles, Keep):
+        return jnp.zeros_like(tokens.k[:, :1])
     assert isinstance(tokens.poles, Decay)
     return tokens.poles.log.reshape(len(tokens.k), -1)
 

@@ -32,8 +32,8 @@ def lightning_decay(heads: int, layer: int, layers: int) -> Float[Array, " K"]:
     """Logs of lightning attention's decays, ``-slope_h (1 - l / (L - 1) + 1e-5)`` in layer l of L; slopes are ALiBi's.
 
     Source: Qin et al., 2024, Various Lengths, Constant Speed, arXiv 2405.17381, and the authors' code;
-    ``2^(-8 (h + 1) / K)`` are the slopes where K is a power of two, else those of the next smaller power, filled up with
-    every other one of the next greater.
+    ``2^(-8 (h + 1) / K)`` are the slopes where K is a power of two, else those of the next smaller power, filled up
+    with every other one of the next greater.
 
     Args:
         heads: K.

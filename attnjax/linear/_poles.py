@@ -21,7 +21,7 @@ class Carry(NamedTuple):
 
     Attributes:
         state: ``[P, P, H]`` or ``[P, P, 1]``: from pole to pole, less the identity.
-        write: ``[C, P, H]`` or ``[C, P, 1]``: of a write in each pole at the end.
+        write: ``[C, P, H]``, or 1 along axes that do not matter: of a write in each pole at the end.
     """
 
     state: jax.Array
@@ -46,7 +46,7 @@ class Poles:
         raise NotImplementedError
 
     def reads(self, read: Read) -> jax.Array:
-        """What each read sees of each pole before the stretch, ``[C, P, H]`` or ``[C, P, 1]``."""
+        """What each read sees of each pole before the stretch, ``[C, P, H]``, or 1 along axes that do not matter."""
         raise NotImplementedError
 
     def carry(self) -> Carry:
@@ -73,6 +73,28 @@ def _(primals, tangents):
 def lower(read: Read, length: int) -> jax.Array:
     """Which writes a read sees, ``[C, C]``."""
     return jnp.tril(jnp.ones((length, length), bool), 0 if read == "after" else -1)
+
+
+@component
+class Keep(Poles):
+    """``S_t = S_{t-1} + k_t u_t^T``."""
+
+    count = 1
+
+    def transition(self, state):
+        return state
+
+    def weights(self, x, y, read, same):
+        return jnp.where((same & lower(read, len(y)))[None], x @ y.T, 0)
+
+    def reads(self, read):
+        return jnp.ones((1, 1, 1), jnp.float32)
+
+    def carry(self):
+        return Carry(jnp.zeros((1, 1, 1), jnp.float32), jnp.ones((1, 1, 1), jnp.float32))
+
+    def frozen(self, live):
+        return self
 
 
 @component

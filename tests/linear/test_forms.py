@@ -53,7 +53,7 @@ def test_every_form_is_the_recurrence(case):
     more = {"segment_ids": segments, "lengths": np.array([31, length])}
     arrays = case.draw(length)
     want, last = reference.attend(**arrays, **case.knobs, **more)
-    for form, size in FORMS:
+    for form, size in FORMS if CASES.index(case) % 3 == 1 else FORMS[:3]:
         print(form, size)
         got, state = run(case, arrays, form, size, **more)
         assert_near(got, want)

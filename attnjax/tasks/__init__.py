@@ -10,6 +10,12 @@ from attnjax.tasks._linear_regression import several_regressions as several_regr
 from attnjax.tasks._linear_sequences import InitialLaw as InitialLaw
 from attnjax.tasks._linear_sequences import initial_states as initial_states
 from attnjax.tasks._linear_sequences import linear_sequences as linear_sequences
+from attnjax.tasks._recall import IGNORED as IGNORED
+from attnjax.tasks._recall import Recall as Recall
+from attnjax.tasks._recall import copying as copying
+from attnjax.tasks._recall import flip_flop as flip_flop
+from attnjax.tasks._recall import multi_query_recall as multi_query_recall
+from attnjax.tasks._recall import slot_probabilities as slot_probabilities
 from attnjax.tasks._token_classes import Sequences as Sequences
 from attnjax.tasks._token_classes import TokenClasses as TokenClasses
 from attnjax.tasks._token_classes import sequences as sequences

@@ -50,7 +50,7 @@ def multi_query_recall(
     passes: int = 1,
     random_fillers: bool = True,
 ) -> Recall:
-    """Multi-query associative recall (MQAR): pairs of a key and a value, then keys again, to be answered by their values.
+    """Multi-query associative recall (MQAR): pairs of a key and a value, then the keys again, each to be answered.
 
     Keys are drawn without replacement from tokens 1 to V/2 - 1, values from V/2 to V - 1, the pairs written one after
     the other, ``passes`` times. Of the slots of two tokens that follow, each pair takes one, drawn by

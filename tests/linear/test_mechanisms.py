@@ -244,3 +244,39 @@ def test_the_delta_rule_forgets_only_what_it_must():
     _, state = linear.delta_rule(k, k, v, strength, return_state=True)
     read = jnp.einsum("nh,hv->nv", keys[:, 0], state.value[0, 0])
     assert_near(read, jnp.concatenate([values[-1:], values[1:]])[:, 0])
+
+
+# --- what a state holds
+
+
+@pytest.mark.parametrize(("features", "pairs"), [(64, 33), (64, 129), (256, 65)])
+def test_the_noise_of_a_sum_of_products(features, pairs):
+    """Reading one of n pairs with random unit keys: squared error (n - 1) / d of unit values."""
+    rng = np.random.default_rng(0)
+    unit = lambda *shape: (x := rng.standard_normal(shape)) / np.linalg.norm(x, axis=-1, keepdims=True)
+    k, v = unit(200, pairs, 1, features), unit(200, pairs, 1, 16)
+    arrays = [jnp.asarray(x) for x in (k, k, v)]
+    _, state = linear.attend(*arrays, return_state=True)
+    read = jnp.einsum("btnh,bnhv->btnv", arrays[0], state.value[:, :, 0])
+    errors = np.asarray(jnp.sum((read - arrays[2]) ** 2, -1)).mean(1)
+    predicted, measured = (pairs - 1) / features, errors.mean()
+    half = 2.6 * errors.std() / np.sqrt(len(errors))
+    print(f"predicted {predicted:.4f}, measured {measured:.4f} +- {half:.4f}")
+    assert abs(measured - predicted) < half + 1e-3
+
+
+def test_corrected_writes_leave_less_noise_than_sums_and_the_last_one_none():
+    """Squared error of all pairs in the middle of the delta rule's range, and of the one written last."""
+    rng = np.random.default_rng(1)
+    unit = lambda *shape: (x := rng.standard_normal(shape)) / np.linalg.norm(x, axis=-1, keepdims=True)
+    k, v = (jnp.asarray(unit(100, 32, 1, width)) for width in (64, 16))
+
+    def errors(state):
+        read = jnp.einsum("btnh,bnhv->btnv", k, state.value[:, :, 0])
+        return np.asarray(jnp.mean(jnp.sum((read - v) ** 2, -1)[..., 0], 0))
+
+    summed = errors(linear.attend(k, k, v, return_state=True)[1])
+    corrected = errors(linear.delta_rule(k, k, v, jnp.ones((100, 32, 1)), return_state=True)[1])
+    print(summed.mean(), corrected.mean(), corrected[-1])
+    assert corrected.mean() < 0.75 * summed.mean()
+    assert corrected[-1] < 1e-20

@@ -58,7 +58,7 @@ def test_long_sequences(name, by, form):
 def test_large_logits_of_writes(form):
     """Of +-80, values and gradients: finite, and those of float64."""
     rng = np.random.default_rng(0)
-    q, k, v = rng.standard_normal((3, 512, 2, 8))
+    q, k, v = rng.standard_normal((3, 130, 1, 8))
 
     def of(dtype):
         def loss(q, k, v):

@@ -6,6 +6,7 @@ import os
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
 
 SEED = 20240607
@@ -51,3 +52,11 @@ def x64():
     """float64 for this test only; elsewhere arrays are float32, as users have them."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def without_run_time_types():
+    """Annotations are not checked here: what is tested is what a user without the tests' hook reads."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

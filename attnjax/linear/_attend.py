@@ -33,6 +33,9 @@ class State:
     log_scale: jax.Array | None = None
 
 
+Outputs = Float[Array, "*B T N V"] | tuple[Float[Array, "*B T N V"], State]
+
+
 class Run(NamedTuple):
     """How a mechanism is run; see ``attend``."""
 
@@ -64,7 +67,7 @@ def attend(
     return_state: bool = False,
     segment_ids: Int[Array, "*#B T"] | None = None,
     lengths: Int[Array, "*#B"] | None = None,
-) -> Float[Array, "*B T N V"] | tuple[Float[Array, "*B T N V"], State]:
+) -> Outputs:
     """Attention by a state of fixed size, causal unless asked otherwise.
 
     Each key/value head holds a matrix ``S`` ``[H, V]`` and at token t
@@ -179,7 +182,9 @@ def run_all(
         jnp.moveaxis(x, -1, -2).reshape(-1, x.shape[-2])
     )  # fmt: skip
     over_heads = lambda x: jnp.repeat(x.reshape(-1, *x.shape[len(batch) :]), heads, axis=0)
-    grouped = by_head(q.astype(dtype)).reshape(-1, q.shape[-2] // heads, length, features)
+    # [*B, T, N, H] to [B K, T, G, H]
+    grouped = q.astype(dtype).reshape(*batch, length, heads, -1, features)
+    grouped = jnp.moveaxis(grouped, -3, -4).reshape(-1, length, *grouped.shape[-2:])
     start = jnp.zeros((*batch, length), bool)
     if segments is not None:
         start = start.at[..., 1:].set(segments[..., 1:] != segments[..., :-1])
@@ -191,17 +196,19 @@ def run_all(
     first = run.state or State(
         jnp.zeros(shape, dtype), None if write is None else jnp.full((*batch, heads, features), -jnp.inf, dtype)
     )
-    tokens = _Head(
+    tokens = Tokens(
         grouped, by_head(k.astype(dtype)), by_head(v.astype(dtype)), jax.tree.map(by_head, poles),
-        None if beta is None else by_head(beta), over_heads(start), over_heads(live),
-        None if write is None else by_head(write), None if bonus is None else jnp.tile(
+        None if beta is None else by_head(beta), over_heads(start),
+    )  # fmt: skip
+    head = _Head(
+        tokens, over_heads(live), None if write is None else by_head(write), None if bonus is None else jnp.tile(
             jnp.broadcast_to(bonus.astype(dtype), (heads, features)), (math.prod(batch), 1)
         ),
         jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) + 1 :]), first),
     )  # fmt: skip
-    out, last = _all_heads(tokens, normalize, float(eps), reads, run.form, run.chunk_size, run.causal)
-    out = out.reshape(*batch, q.shape[-2], length, -1)
-    out = jnp.moveaxis(out, -3, -2).astype(q.dtype)
+    out, last = _all_heads(head, normalize, float(eps), reads, run.form, run.chunk_size, run.causal)
+    out = jnp.moveaxis(out.reshape(*batch, heads, *out.shape[1:]), -4, -3)
+    out = out.reshape(*q.shape[:-1], -1).astype(q.dtype)
     last = jax.tree.map(lambda x: x.reshape(*batch, heads, *x.shape[1:]), last)
     return (out, last) if run.return_state else out
 
@@ -209,12 +216,7 @@ def run_all(
 class _Head(NamedTuple):
     """One key/value head, or all along a first axis."""
 
-    q: jax.Array
-    k: jax.Array
-    v: jax.Array
-    poles: Poles
-    beta: jax.Array | None
-    start: jax.Array
+    tokens: Tokens
     live: jax.Array
     write: jax.Array | None
     bonus: jax.Array | None
@@ -231,40 +233,41 @@ def _all_heads(
 
 
 def _one_head(head: _Head, normalize: Normalize | None, eps: float, reads: Reads, run: Run) -> tuple[Array, State]:
-    live = head.live[:, None]
-    beta = None if head.beta is None else jnp.where(head.live, head.beta, 0)
-    start = head.start & head.live
-    tokens = Tokens(head.q, jnp.where(live, head.k, 0), head.v, head.poles.frozen(head.live), beta, start)
-    write = None if head.write is None else jnp.where(live, head.write.reshape(len(head.k), -1), -jnp.inf)
+    given, live = head.tokens, head.live[:, None]
+    tokens = given._replace(
+        k=jnp.where(live, given.k, 0), poles=given.poles.frozen(head.live), start=given.start & head.live,
+        beta=None if given.beta is None else jnp.where(head.live, given.beta, 0),
+    )  # fmt: skip
+    write = None if head.write is None else jnp.where(live, head.write.reshape(len(given.k), -1), -jnp.inf)
     sides = [_Side(tokens, write, head.state, normalize, reads, run)]
+    flip = lambda x: jnp.flip(x, 0)
     if not run.causal:
-        ends = jnp.concatenate([start[1:], jnp.zeros_like(start[:1])])
-        turned = jax.tree.map(lambda x: jnp.flip(x, 0), tokens._replace(q=jnp.moveaxis(head.q, 1, 0), start=ends))
-        turned = turned._replace(q=jnp.moveaxis(turned.q, 0, 1))
-        other = None if write is None else jnp.flip(write, 0)
+        ends = jnp.concatenate([tokens.start[1:], jnp.zeros_like(tokens.start[:1])])
+        turned, other = jax.tree.map(flip, (tokens._replace(start=ends), write))
         again = "decayed" if reads.output == "after" else "before"
         sides.append(_Side(turned, other, head.state, normalize, reads._replace(output=again), run))
-    orders = [lambda x: x, lambda x: jnp.flip(x, -2)]
+    orders = [lambda x: x, flip]
     scales = [turn(x.scale) for x, turn in zip(sides, orders, strict=False) if x.scale is not None]
     own = [] if head.bonus is None or write is None else [jnp.broadcast_to(write, tokens.k.shape)]
-    common = _common([*scales, *own], normalize) if scales else jnp.zeros((1, 1), head.q.dtype)
-    factors = [jnp.exp(x - common) for x in scales] or [jnp.ones((1, 1), head.q.dtype)] * len(sides)
+    common = _common([*scales, *own], normalize) if scales else jnp.zeros((1, 1), tokens.q.dtype)
+    factors = [jnp.exp(x - common) for x in scales] or [jnp.ones((1, 1), tokens.q.dtype)] * len(sides)
     alone = None if head.bonus is None else head.bonus[None] * tokens.k * (jnp.exp(own[0] - common) if own else 1)
     if normalize == "feature":
         masses = [f * turn(x.mass) for x, f, turn in zip(sides, factors, orders, strict=False)]
         mass = functools.reduce(jnp.add, masses if alone is None else [*masses, alone])
         factors = [f / _divisor(mass, eps) for f in factors]
         alone = None if alone is None else alone / _divisor(mass, eps)
-    parts = [turn(x.out(turn(head.q * f[None]))) for x, f, turn in zip(sides, factors, orders, strict=False)]
+    found = [x.out(turn(tokens.q * f[:, None])) for x, f, turn in zip(sides, factors, orders, strict=False)]
+    parts = [turn(out) for (out, _), turn in zip(found, orders, strict=False)]
     if alone is not None:
-        parts.append(jnp.sum(head.q * alone[None], -1, keepdims=True) * tokens.v[None])
+        parts.append(jnp.sum(tokens.q * alone[:, None], -1, keepdims=True) * tokens.v[:, None])
     out = functools.reduce(jnp.add, parts)
     if normalize == "row":
         out = out[..., :-1] / _divisor(out[..., -1:], eps)
     out = out[..., :-1] if normalize == "feature" else out
     nothing = reads.output == "before" and head.bonus is None and run.causal
-    seen = live & ~start[:, None] if nothing else live
-    return jnp.where(seen, out, 0), sides[0].last
+    seen = head.live & ~tokens.start if nothing else head.live
+    return jnp.where(seen[:, None, None], out, 0), found[0][1]
 
 
 def _common(scales: list[Array], normalize: Normalize | None) -> Array:
@@ -283,7 +286,6 @@ class _Side:
     Attributes:
         scale: the log scales that they are at where they are read, ``[T, H]``, or None.
         mass: their masses there, ``[T, H]``, if features are divided by them.
-        last: the state after the last token; known once ``out`` was called.
     """
 
     def __init__(
@@ -314,15 +316,14 @@ class _Side:
         seen = jnp.where(wide(tokens.start), 0, x[:-1])
         return seen if self.reads.output == "before" else seen * wide(jnp.exp(_log_decay(tokens)))
 
-    def out(self, q: Array) -> Array:
-        """Outputs of queries ``[G, T, H]``."""
+    def out(self, q: Array) -> tuple[Array, State]:
+        """Outputs of queries ``[T, G, H]``, and the state after the last token."""
         if self.states is not None:
-            value, out = self.final, jnp.einsum("gth,thv->gtv", q, self.states)
+            value, out = self.final, jnp.einsum("tgh,thv->tgv", q, self.states)
         else:
             tokens, run = self.tokens._replace(q=q), self.run
             out, value = _forms.run(run.form, tokens, self.state.value, self.reads, run.chunk_size)
-        self.last = State(value, None if self.scales is None else self.scales[-1])
-        return out
+        return out, State(value, None if self.scales is None else self.scales[-1])
 
 
 def _divisor(x: Array, eps: float) -> Array:
@@ -381,6 +382,11 @@ def _masses(tokens: Tokens, before: Array) -> Array:
 
     products, sums = lax.associative_scan(later, (kept, tokens.k))
     return jnp.concatenate([before[None], sums + products * before[None]])
+
+
+def scaled(q: Array) -> Array:
+    """``q / sqrt(H)``."""
+    return q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
 
 
 def _accumulator(x: Array) -> jnp.dtype:

@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from attnjax.linear._attend import State, attend
-
-Outputs = Float[Array, "*B T N V"] | tuple[Float[Array, "*B T N V"], State]
+from attnjax.linear._attend import Outputs, attend, scaled
 
 
 def retention_decay(heads: int) -> Float[Array, " K"]:
@@ -99,7 +97,7 @@ def retention(
     decay = retention_decay(heads) if log_decay is None else log_decay
     if decay.shape != (heads,):
         raise ValueError(f"log_decay: got shape {decay.shape}, want one number for each of K={heads} heads")
-    return attend(_scaled(q), k, v, log_decay=decay.reshape(*(1,) * (k.ndim - 2), heads), **run)
+    return attend(scaled(q), k, v, log_decay=decay.reshape(*(1,) * (k.ndim - 2), heads), **run)
 
 
 def gated_linear_attention(
@@ -130,7 +128,7 @@ def gated_linear_attention(
     >>> linear.gated_linear_attention(x, x, x, -x).shape
     (8, 2, 4)
     """
-    return attend(_scaled(q), k, v, log_decay=log_decay, **run)
+    return attend(scaled(q), k, v, log_decay=log_decay, **run)
 
 
 def light_net(
@@ -160,7 +158,7 @@ def light_net(
     >>> bool(jnp.allclose(linear.light_net(x, 80 * x, x), 4 / 2))
     True
     """
-    return attend(_scaled(q), jnp.ones_like(k), v, log_write=k, normalize="feature", **run)
+    return attend(scaled(q), jnp.ones_like(k), v, log_write=k, normalize="feature", **run)
 
 
 def latte(q: Float[Array, "*B T N L"], k: Float[Array, "*B T K L"], v: Float[Array, "*B T K V"], **run: Any) -> Outputs:
@@ -305,7 +303,3 @@ def state_space(
         raise ValueError(f"skip: got N={c.shape[-2]} readers for K={x.shape[-2]} heads of inputs, want as many")
     direct = skip.reshape(*(1,) * (x.ndim - 2), -1, 1).astype(x.dtype) * x
     return (found[0] + direct, found[1]) if isinstance(found, tuple) else found + direct
-
-
-def _scaled(q: Array) -> Array:
-    return q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)

@@ -6,11 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from attnjax.linear import _validate
-from attnjax.linear._attend import Run, State, attend, run_all
+from attnjax.linear._attend import Outputs, Run, attend, run_all, scaled
 from attnjax.linear._forms import Reads
 from attnjax.linear._poles import Momentum
-
-Outputs = Float[Array, "*B T N V"] | tuple[Float[Array, "*B T N V"], State]
 
 
 def delta_rule(
@@ -46,7 +44,7 @@ def delta_rule(
     >>> bool(jnp.allclose(linear.delta_rule(x, x, x, jnp.ones((8, 2))), x / 2))
     True
     """
-    return attend(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k, v, log_decay=log_decay, beta=beta, **run)
+    return attend(scaled(q), k, v, log_decay=log_decay, beta=beta, **run)
 
 
 def titans(

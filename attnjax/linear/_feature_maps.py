@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from attnjax.linear._attend import Normalize, State, attend
-
-Outputs = Float[Array, "*B T N V"] | tuple[Float[Array, "*B T N V"], State]
+from attnjax.linear._attend import Normalize, Outputs, attend
 
 
 def elu_plus_one(x: Float[Array, "*A H"]) -> Float[Array, "*A H"]:

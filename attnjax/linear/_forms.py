@@ -1,12 +1,12 @@
 """One head, four ways: token by token, chunk by chunk, all pairs of tokens, and a prefix scan.
 
-``q`` is ``[G, T, H]``: the query heads that share a state. All forms compute
+``q`` is ``[T, G, H]``: the query heads that share a state. All forms compute
 
     u_t = v_t                          or, with feedback, beta_t (v_t - E_t^T k_t),  E_t the state read before its write
     S_t = transition_t(S_{t-1}) + k_t u_t^T,      o_t = S_t^T q_t                     (or the state before the write)
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ class Tokens(NamedTuple):
     """What happens at each token of a head.
 
     Attributes:
-        q: ``[G, T, H]``.
+        q: ``[T, G, H]``.
         k: ``[T, H]``.
         v: ``[T, V]``.
         poles: how the state evolves.
@@ -46,7 +46,7 @@ def recurrent(tokens: Tokens, state: jax.Array, reads: Reads) -> tuple[jax.Array
     """Token by token: O(T H V) time, one state of memory.
 
     Returns:
-        Outputs ``[G, T, V]`` and the state ``[P, H, V]`` after the last token.
+        Outputs ``[T, G, V]`` and the state ``[P, H, V]`` after the last token.
     """
 
     def step(state, token: Tokens):
@@ -58,9 +58,8 @@ def recurrent(tokens: Tokens, state: jax.Array, reads: Reads) -> tuple[jax.Array
         at["after"] = new[0]
         return new, token.q @ at[reads.output]
 
-    by_token = tokens._replace(q=jnp.moveaxis(tokens.q, 1, 0))
-    state, out = lax.scan(step, state, by_token)
-    return jnp.moveaxis(out, 0, 1), state
+    state, out = lax.scan(step, state, tokens)
+    return out, state
 
 
 class _Chunk(NamedTuple):
@@ -70,7 +69,7 @@ class _Chunk(NamedTuple):
         write: ``u`` where the state is zero, ``[C, V]``.
         erase: what the state takes from it, ``[C, P, H]``, or None.
         weights: ``[G, C, C]``.
-        reads: ``[G, C, P, H]``.
+        reads: ``[C, G, P, H]``.
         left: writes on their way to the state at the end, ``[C, P, H]``.
         keep: ``[P, P, H]``: from the state at the start to the one at the end.
     """
@@ -80,7 +79,7 @@ class _Chunk(NamedTuple):
     weights: jax.Array
     reads: jax.Array
     left: jax.Array
-    keep: Any
+    keep: jax.Array
 
 
 def _chunk(tokens: Tokens, reads: Reads) -> _Chunk:
@@ -100,12 +99,12 @@ def _chunk(tokens: Tokens, reads: Reads) -> _Chunk:
             between + jnp.eye(len(k), dtype=between.dtype), right, left_side=True, lower=True, unit_diagonal=True
         )
         write, erase = solved[:, : v.shape[1]], solved[:, v.shape[1] :].reshape(known.shape)
-    weights = poles.weights(q, k, reads.output, same)
+    weights = poles.weights(jnp.moveaxis(q, 1, 0), k, reads.output, same)
     state, left = poles.carry()
     left = jnp.where(last, left, 0) * k[:, None, :]
     one = jnp.eye(poles.count, dtype=state.dtype)[..., None]
     keep = jnp.where(segment[-1] == 0, state, -one)  # less the identity
-    return _Chunk(write, erase, weights, q[:, :, None, :] * seen(reads.output)[None], left, keep)
+    return _Chunk(write, erase, weights, q[:, :, None, :] * seen(reads.output)[:, None], left, keep)
 
 
 def _written(chunk: _Chunk, state: jax.Array) -> jax.Array:
@@ -114,8 +113,8 @@ def _written(chunk: _Chunk, state: jax.Array) -> jax.Array:
 
 
 def _output(chunk: _Chunk, u: jax.Array, state: jax.Array) -> jax.Array:
-    """Outputs of a chunk, ``[G, C, V]``."""
-    return chunk.weights @ u + jnp.einsum("gcph,phv->gcv", chunk.reads, state)
+    """Outputs of a chunk, ``[C, G, V]``."""
+    return jnp.einsum("gcj,jv->cgv", chunk.weights, u) + jnp.einsum("cgph,phv->cgv", chunk.reads, state)
 
 
 def _handed_over(chunk: _Chunk, u: jax.Array, state: jax.Array) -> jax.Array:
@@ -128,15 +127,13 @@ def chunked(tokens: Tokens, state: jax.Array, reads: Reads, size: int) -> tuple[
     """Chunk by chunk, in products of matrices: only the states between chunks are computed one after another.
 
     Returns:
-        Outputs ``[G, T, V]`` and the state ``[P, H, V]`` after the last token.
+        Outputs ``[T, G, V]`` and the state ``[P, H, V]`` after the last token.
     """
-    length = len(tokens.k)
-    whole = length // size
-    by_token = tokens._replace(q=jnp.moveaxis(tokens.q, 1, 0))
+    whole = len(tokens.k) // size
     outs = []
     if whole:
-        stacked = jax.tree.map(lambda x: x[: whole * size].reshape(whole, size, *x.shape[1:]), by_token)
-        chunks = jax.vmap(lambda part: _chunk(part._replace(q=jnp.moveaxis(part.q, 1, 0)), reads))(stacked)
+        stacked = jax.tree.map(lambda x: x[: whole * size].reshape(whole, size, *x.shape[1:]), tokens)
+        chunks = jax.vmap(lambda part: _chunk(part, reads))(stacked)
 
         def step(state, chunk):
             u = _written(chunk, state)
@@ -144,39 +141,29 @@ def chunked(tokens: Tokens, state: jax.Array, reads: Reads, size: int) -> tuple[
 
         state, (u, states) = lax.scan(step, state, chunks)
         out = jax.vmap(_output)(chunks, u, states)
-        outs.append(jnp.moveaxis(out, 0, 1).reshape(out.shape[1], whole * size, -1))
-    if length % size:
-        rest = jax.tree.map(lambda x: x[whole * size :], by_token)
-        chunk = _chunk(rest._replace(q=jnp.moveaxis(rest.q, 1, 0)), reads)
-        u = _written(chunk, state)
-        outs.append(_output(chunk, u, state))
-        state = _handed_over(chunk, u, state)
-    return jnp.concatenate(outs, 1), state
+        outs.append(out.reshape(whole * size, *out.shape[2:]))
+    if len(tokens.k) % size:
+        out, state = parallel(jax.tree.map(lambda x: x[whole * size :], tokens), state, reads)
+        outs.append(out)
+    return jnp.concatenate(outs), state
 
 
 def parallel(tokens: Tokens, state: jax.Array, reads: Reads) -> tuple[jax.Array, jax.Array]:
     """All pairs of tokens: one chunk of everything. O(T^2), to read and to check.
 
     Returns:
-        Outputs ``[G, T, V]`` and the state ``[P, H, V]`` after the last token.
+        Outputs ``[T, G, V]`` and the state ``[P, H, V]`` after the last token.
     """
     chunk = _chunk(tokens, reads)
     u = _written(chunk, state)
     return _output(chunk, u, state), _handed_over(chunk, u, state)
 
 
-def mixing(tokens: Tokens, reads: Reads) -> jax.Array:
-    """The matrix ``M`` with ``o = M v`` where the state begins as zero, ``[G, T, T]``."""
-    identity = jnp.eye(len(tokens.k), dtype=tokens.v.dtype)
-    chunk = _chunk(tokens._replace(v=identity), reads)
-    return chunk.weights @ chunk.write
-
-
 def scanned(tokens: Tokens, state: jax.Array, reads: Reads) -> tuple[jax.Array, jax.Array]:
     """A prefix scan over what each token does to the whole state, a matrix ``[P H, P H]``: O(T H^3) time.
 
     Returns:
-        Outputs ``[G, T, V]`` and the state ``[P, H, V]`` after the last token.
+        Outputs ``[T, G, V]`` and the state ``[P, H, V]`` after the last token.
     """
 
     def lift(token: Tokens):
@@ -198,14 +185,13 @@ def scanned(tokens: Tokens, state: jax.Array, reads: Reads) -> tuple[jax.Array, 
         (move, value), (move_then, value_then) = first, then
         return move_then @ move, move_then @ value + value_then
 
-    by_token = tokens._replace(q=jnp.moveaxis(tokens.q, 1, 0))
-    moves, values = lax.associative_scan(combine, jax.vmap(lift)(by_token))
+    moves, values = lax.associative_scan(combine, jax.vmap(lift)(tokens))
     flat = state.reshape(-1, state.shape[-1])
     after = (moves @ flat[None] + values).reshape(-1, *state.shape)
     before = jnp.where(tokens.start[:, None, None, None], 0, jnp.concatenate([state[None], after[:-1]]))
-    evolved = jax.vmap(lambda token, state: token.poles.transition(state))(by_token, before)
+    evolved = jax.vmap(lambda token, state: token.poles.transition(state))(tokens, before)
     seen = {"before": before, "decayed": evolved, "after": after}[reads.output]
-    return jnp.einsum("gth,thv->gtv", tokens.q, seen[:, 0]), after[-1]
+    return jnp.einsum("tgh,thv->tgv", tokens.q, seen[:, 0]), after[-1]
 
 
 def run(form: str, tokens: Tokens, state: jax.Array, reads: Reads, size: int) -> tuple[jax.Array, jax.Array]:

@@ -42,7 +42,7 @@ def cut(plan: Plan, outputs: Sequence[int], first: int, arrays: Sequence[jax.Arr
 
 def summed_by_columns(plan: Plan, output: int) -> bool:
     """Whether an output adds up blocks of scores over queries first."""
-    flat, names = _named(plan, [output])
+    flat, names = named(plan, [output])
     over = set()
     for e in flat.jaxpr.eqns:
         axes = e.params["dimension_numbers"][0][0] if e.primitive.name == "dot_general" else e.params.get("axes", ())
@@ -57,7 +57,7 @@ def _specs(plan: Plan) -> list:
     return [*plan.outputs[: running(plan)], *plan.inputs]
 
 
-def _named(plan: Plan, outputs: Sequence[int]) -> tuple[Flat, dict[Any, tuple[str | None, ...]]]:
+def named(plan: Plan, outputs: Sequence[int]) -> tuple[Flat, dict[Any, tuple[str | None, ...]]]:
     """The tile function of some outputs, and the names of its variables' axes."""
     flat = flatten(plan.tile.jaxpr, outputs)
     inputs = [spec_names(s, v.aval) for s, v in zip(_specs(plan), flat.jaxpr.invars, strict=True)]
@@ -68,7 +68,7 @@ class _Cut:
     def __init__(self, plan: Plan, outputs: Sequence[int], first: int, arrays: Sequence[jax.Array]):
         self.plan, self.which, self.first = plan, outputs, first
         self.other = COLS if first == ROWS else ROWS
-        self.flat, self.names = _named(plan, outputs)
+        self.flat, self.names = named(plan, outputs)
         self.jaxpr = self.flat.jaxpr
         shift = running(plan)
         self.given = dict(zip(self.jaxpr.invars[shift:], arrays, strict=True))

@@ -4,10 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import pytest
 
 from attnjax import BlockSizes, attend, attention_weights, explain, masks, normalizers, scores, statistics
+
+pytestmark = pytest.mark.usefixtures("without_run_time_types")
 
 T, S, N, K, H, V = 6, 8, 4, 2, 3, 5
 ARRAYS = {"q": jnp.ones((2, T, N, H)), "k": jnp.ones((2, S, K, H)), "v": jnp.ones((2, S, K, V))}
@@ -18,14 +19,6 @@ def of(**changed):
     arguments = ARRAYS | changed
     q, k, v = (arguments.pop(name) for name in "qkv")
     return attend(q, k, v, **arguments)
-
-
-@pytest.fixture(autouse=True)
-def _without_run_time_types():
-    """Annotations are not checked here: what is tested is what a user without the tests' hook reads."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def ones(*shape, dtype=jnp.float32):

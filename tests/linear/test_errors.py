@@ -1,23 +1,16 @@
 """Bad input: each message names the argument, what was got and what is wanted."""
 
 import jax.numpy as jnp
-import jaxtyping
 import pytest
 
 from attnjax import linear
+
+pytestmark = pytest.mark.usefixtures("without_run_time_types")
 
 X = jnp.ones((2, 10, 4, 8))
 K = jnp.ones((2, 10, 2, 8))
 NUMBERS = jnp.ones((2, 10, 2))
 STATE = linear.State(jnp.zeros((2, 2, 1, 8, 8)))
-
-
-@pytest.fixture(autouse=True)
-def _without_run_time_types():
-    """Annotations are not checked here: what is tested is what a user without the tests' hook reads."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize(

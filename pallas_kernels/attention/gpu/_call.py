@@ -19,10 +19,10 @@ from jax.extend import core
 from pallas_kernels import _compat
 from pallas_kernels._target import Target
 from pallas_kernels.attention import _work
-from pallas_kernels.attention._cut import cut, summed_by_columns
+from pallas_kernels.attention._cut import cut, named, summed_by_columns
 from pallas_kernels.attention._evaluate import Evaluator, traced_shape
-from pallas_kernels.attention._flat import TooLarge, Unsupported, flatten, read_inputs
-from pallas_kernels.attention._labels import labels, met_by_feature
+from pallas_kernels.attention._flat import TooLarge, Unsupported, read_inputs
+from pallas_kernels.attention._labels import met_by_feature
 from pallas_kernels.attention._made import NAMES, MadePlan, spec_names
 from pallas_kernels.attention._plan import COLS, ROWS, Plan, running
 from pallas_kernels.attention._sums import sum_dtype
@@ -101,7 +101,7 @@ class _Call:
         lacked = [d for d in range(len(grid.outer)) if all(d not in s.dims for s in plan.outputs)]
         self.inner = lacked if order != "row" else []
         self.outer = [d for d in range(len(grid.outer)) if d not in self.inner]
-        self.flat = flatten(plan.tile.jaxpr, self.outputs)
+        self.flat, self.names = named(plan, self.outputs)
         self.base2 = plan.scaled and self.flat.jaxpr.outvars[0] in self.flat.base2
         self.used = read_inputs(self.flat, running(plan))
 
@@ -150,8 +150,6 @@ class _Call:
         work = _work.visits(tiles, order, plan.start is not None)
         self.layout = Fragments(NAMES[self.first], 0)
         made = Operands(self.layout, self.first, frozenset((self.other, *self.inner)))
-        named = [spec_names(s, v.aval) for s, v in zip(self._specs(), self.flat.jaxpr.invars, strict=True)]
-        self.names = labels(self.flat.jaxpr, named, [self.output_names(i) for i in self.outputs])
         inputs = self.flat.jaxpr.invars[running(plan) :]
         single = met_by_feature(self.flat.jaxpr, self.names)
         operands = [made.operand(arrays[n], plan.inputs[n], inputs[n] in single) for n in self.used]
@@ -185,10 +183,6 @@ class _Call:
             **extra,
         )(work.tiles, work.counts, work.order, *flat)
         return [self._restore(i, x) for i, x in enumerate(results)]
-
-    def _specs(self) -> list:
-        """Those of the tile function's inputs."""
-        return [*self.plan.outputs[: running(self.plan)], *self.plan.inputs]
 
     def _shape(self, atom: Any) -> tuple[int, ...]:
         """Shape of a variable in a warpgroup's tile."""

@@ -14,7 +14,7 @@ from attnjax.linear import _forms, _monoid, _validate
 from attnjax.linear._forms import Reads, Tokens
 from attnjax.linear._poles import Decay, Keep, Poles
 
-Form = Literal["chunked", "recurrent", "parallel", "scan"]
+Form = Literal["chunked", "recurrent", "parallel", "scan", "pallas"]
 Normalize = Literal["row", "feature"]
 
 
@@ -34,6 +34,22 @@ class State:
 
 
 Outputs = Float[Array, "*B T N V"] | tuple[Float[Array, "*B T N V"], State]
+
+
+class How(NamedTuple):
+    """What of a run is known before it: hashable.
+
+    Attributes:
+        form, chunk_size, causal: see ``attend``.
+        segmented: whether segments are given.
+        target: what kernels are compiled for.
+    """
+
+    form: Form
+    chunk_size: int
+    causal: bool
+    segmented: bool
+    target: Any = None
 
 
 class Run(NamedTuple):
@@ -79,7 +95,8 @@ def attend(
 
     Forms: "recurrent" goes token by token; "chunked" computes chunks of tokens by products of matrices and hands the
     state from chunk to chunk, in O(T (C + H) (H + V)) time; "parallel" is one chunk of all tokens, O(T^2); "scan" is an
-    associative scan over the states, O(T H V) memory. All give the same numbers, up to rounding.
+    associative scan over the states, O(T H V) memory; "pallas" is "chunked" in a kernel for TPU that holds the state on
+    the chip (chunks of 128 suit it). All give the same numbers, up to rounding.
 
     Sources: Katharopoulos et al., 2020, Transformers are RNNs, arXiv 2006.16236; decay by feature and chunks: Yang et
     al., 2023, Gated Linear Attention, arXiv 2312.06635; the delta rule in chunks: Yang et al., 2024, Parallelizing
@@ -104,7 +121,7 @@ def attend(
         causal: False adds what a state that comes from the other end holds before its write at t: every token sees all
             of its segment, at the decays in between.
         form: see above.
-        chunk_size: tokens in a chunk; need not divide T.
+        chunk_size: tokens in a chunk; need not divide T. Of "pallas" 16 times a power of two.
         state: what came before; None begins with zeros.
         return_state: also return the state after the last token.
         segment_ids: ``[*B, T]``: where they change, the state begins anew.
@@ -116,6 +133,7 @@ def attend(
     Raises:
         ValueError: a shape or size does not fit, a known decay is positive, or the form cannot do what is asked.
         TypeError: a dtype does not fit.
+        NotImplementedError: no kernel runs the call here.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -170,6 +188,8 @@ def run_all(
         )
     *batch, length, _, features = q.shape
     heads, width, dtype = k.shape[-2], v.shape[-1] + (normalize is not None), _accumulator(k)
+    target = _pallas_target(poles, k, run.chunk_size) if run.form == "pallas" else None
+    held = k.dtype if target is not None and k.dtype == jnp.bfloat16 else dtype  # kernels take narrow operands
     shape = (*batch, heads, poles.count, features, width)
     segments = _validate.by_batch("segment_ids", run.segment_ids, (*batch, length), "[*B, T]")
     lengths = _validate.by_batch("lengths", run.lengths, tuple(batch), "[*B]")
@@ -183,7 +203,7 @@ def run_all(
     )  # fmt: skip
     over_heads = lambda x: jnp.repeat(x.reshape(-1, *x.shape[len(batch) :]), heads, axis=0)
     # [*B, T, N, H] to [B K, T, G, H]
-    grouped = q.astype(dtype).reshape(*batch, length, heads, -1, features)
+    grouped = q.astype(held).reshape(*batch, length, heads, -1, features)
     grouped = jnp.moveaxis(grouped, -3, -4).reshape(-1, length, *grouped.shape[-2:])
     start = jnp.zeros((*batch, length), bool)
     if segments is not None:
@@ -197,7 +217,7 @@ def run_all(
         jnp.zeros(shape, dtype), None if write is None else jnp.full((*batch, heads, features), -jnp.inf, dtype)
     )
     tokens = Tokens(
-        grouped, by_head(k.astype(dtype)), by_head(v.astype(dtype)), jax.tree.map(by_head, poles),
+        grouped, by_head(k.astype(held)), by_head(v.astype(held)), jax.tree.map(by_head, poles),
         None if beta is None else by_head(beta), over_heads(start),
     )  # fmt: skip
     head = _Head(
@@ -206,7 +226,8 @@ def run_all(
         ),
         jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) + 1 :]), first),
     )  # fmt: skip
-    out, last = _all_heads(head, normalize, float(eps), reads, run.form, run.chunk_size, run.causal)
+    how = How(run.form, run.chunk_size, run.causal, segments is not None, target)
+    out, last = _all_heads(head, normalize, float(eps), reads, how)
     out = jnp.moveaxis(out.reshape(*batch, heads, *out.shape[1:]), -4, -3)
     out = out.reshape(*q.shape[:-1], -1).astype(q.dtype)
     last = jax.tree.map(lambda x: x.reshape(*batch, heads, *x.shape[1:]), last)
@@ -223,16 +244,38 @@ class _Head(NamedTuple):
     state: State
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _all_heads(
-    heads: _Head, normalize: Normalize | None, eps: float, reads: Reads, form: Form, size: int, causal: bool
+    heads: _Head, normalize: Normalize | None, eps: float, reads: Reads, run: How
 ) -> tuple[Array, State]:
     """Compiled as one: called eagerly, every small step would be a program of its own."""
-    run = Run(form, size, causal=causal)
     return jax.vmap(lambda head: _one_head(head, normalize, eps, reads, run))(heads)
 
 
-def _one_head(head: _Head, normalize: Normalize | None, eps: float, reads: Reads, run: Run) -> tuple[Array, State]:
+def _pallas_target(poles: Poles, k: Array, size: int) -> Any:
+    """What kernels are compiled for.
+
+    Raises:
+        NotImplementedError: no kernel runs the call, or there is nothing to run it on.
+        ValueError: chunks of another length are needed.
+    """
+    from pallas_kernels import current
+
+    target, why = current(), None
+    if target is None:
+        why = f"needs a TPU, or an H100 or H200; the default device is {jax.devices()[0].platform!r}"
+    elif not isinstance(poles, Keep | Decay):
+        why = "has no kernel for states with momentum"
+    elif k.dtype == jnp.float64:
+        why = "computes in float32; got float64"
+    if why is not None:
+        raise NotImplementedError(f"form='pallas' {why}; use form='chunked'")
+    if size % 16 or size & (size - 1):
+        raise ValueError(f"chunk_size: got {size}, want 16 times a power of two for form='pallas'; 128 suits it")
+    return target
+
+
+def _one_head(head: _Head, normalize: Normalize | None, eps: float, reads: Reads, run: How) -> tuple[Array, State]:
     given, live = head.tokens, head.live[:, None]
     tokens = given._replace(
         k=jnp.where(live, given.k, 0), poles=given.poles.frozen(head.live), start=given.start & head.live,
@@ -289,7 +332,7 @@ class _Side:
     """
 
     def __init__(
-        self, tokens: Tokens, write: Array | None, state: State, normalize: Normalize | None, reads: Reads, run: Run
+        self, tokens: Tokens, write: Array | None, state: State, normalize: Normalize | None, reads: Reads, run: How
     ):
         self.reads, self.run, self.state, self.states = reads, run, state, None
         self.scales: Array | None = None
@@ -322,7 +365,14 @@ class _Side:
             value, out = self.final, jnp.einsum("tgh,thv->tgv", q, self.states)
         else:
             tokens, run = self.tokens._replace(q=q), self.run
-            out, value = _forms.run(run.form, tokens, self.state.value, self.reads, run.chunk_size)
+            if run.form == "pallas":
+                from attnjax.linear import _pallas
+
+                out, value = _pallas.chunked(
+                    tokens, self.state.value, self.reads, run.chunk_size, run.segmented, run.target
+                )
+            else:
+                out, value = _forms.run(run.form, tokens, self.state.value, self.reads, run.chunk_size)
         return out, State(value, None if self.scales is None else self.scales[-1])
 
 

@@ -20,12 +20,22 @@ class Fused:
 
     Attributes:
         target: what it is compiled for.
+        required: whether a walk that no kernel runs is an error; its derivatives are a loop instead.
     """
 
     target: Target
+    required: bool = True
 
-    def __call__(self, route: Route, arrays: Sequence[jax.Array]) -> list[jax.Array]:
-        return kernels.walk(route, arrays, self.target)
+    def __call__(self, route: Route, arrays: Sequence[jax.Array]) -> list[jax.Array] | None:
+        try:
+            return kernels.walk(route, arrays, self.target)
+        except kernels.Unsupported as error:
+            if self.required:
+                raise NotImplementedError(f"form='pallas': no kernel runs {error}; use form='chunked'") from error
+            return None
+
+    def derived(self) -> "Fused":
+        return Fused(self.target, required=False)
 
 
 def chunked(

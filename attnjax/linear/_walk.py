@@ -9,7 +9,7 @@ whatever runs a walk (a loop, or a kernel that holds the carry on the chip) runs
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -45,13 +45,31 @@ class Route:
         step: what is done at each chunk.
         batch: leading axes of every array.
         backward: whether from the last chunk to the first.
-        executor: what runs it, a function ``(route, arrays) -> outputs`` or None where it cannot; None is a loop.
+        executor: what runs it, and its derivatives; None is a loop.
     """
 
     step: Step
     batch: int = 0
     backward: bool = False
-    executor: Callable | None = None
+    executor: "Executor | None" = None
+
+    def derived(self, step: Step, **changes: Any) -> "Route":
+        """The walk of a derivative."""
+        executor = self.executor and self.executor.derived()
+        return dataclasses.replace(self, step=step, executor=executor, **changes)
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Another way to walk than a loop. Executors are hashable."""
+
+    def __call__(self, route: Route, arrays: Sequence[jax.Array]) -> list[jax.Array] | None:
+        """The carries and outputs; None leaves the walk to the loop."""
+        ...
+
+    def derived(self) -> "Executor":
+        """For derivatives."""
+        ...
 
 
 def trace(function: Callable, carries: Sequence[Any], chunks: Sequence[Any]) -> Step:
@@ -160,7 +178,7 @@ def _jvp(primals, tangents, *, route: Route):
     along = [tangents[n] for n in live]
     operands = [*_instantiated(tangents[:count]), *carries, *primals[count:], *along]
     shapes = _of_chunk(route, operands, count)
-    derived = dataclasses.replace(route, step=trace(tangent, shapes[:count], shapes[count:]))
+    derived = route.derived(trace(tangent, shapes[:count], shapes[count:]))
     return outs, walk(derived, operands)
 
 
@@ -186,9 +204,7 @@ def _transpose(cotangents, *arrays, route: Route):
 
     operands = [*_instantiated(cotangents[:count]), *(arrays[n] for n in known), *(cotangents[n] for n in live)]
     shaped = _of_chunk(route, operands, count)
-    derived = dataclasses.replace(
-        route, step=trace(transposed, shaped[:count], shaped[count:]), backward=not route.backward
-    )
+    derived = route.derived(trace(transposed, shaped[:count], shaped[count:]), backward=not route.backward)
     found = dict(zip(moving, walk(derived, operands), strict=True))
     # A first carry that is known is zero: a tangent that was not given.
     return [found[n] if ad.is_undefined_primal(x) else None for n, x in enumerate(arrays)]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 
 from pallas_kernels._target import Target
-from pallas_kernels.linear import _tpu
+from pallas_kernels.linear import _gpu, _tpu
 from pallas_kernels.linear._plan import Unsupported as Unsupported
 from pallas_kernels.linear._plan import Walk
 
@@ -27,9 +27,6 @@ def walk(plan: Walk, arrays: Sequence[jax.Array], target: Target) -> list[jax.Ar
     """
     lead = arrays[0].shape[: plan.batch]
     flat = [x.reshape(math.prod(lead), *x.shape[plan.batch :]) for x in arrays]
-    run = _tpu.run if target.platform == "tpu" else _refused
+    run = _tpu.run if target.platform == "tpu" else _gpu.run
     return [x.reshape(*lead, *x.shape[1:]) for x in run(plan, flat, target)]
 
-
-def _refused(plan: Walk, arrays: Sequence[jax.Array], target: Target) -> list[jax.Array]:
-    raise Unsupported("a walk on GPU")

@@ -8,8 +8,8 @@ from jax.extend import core
 from pallas_kernels.attention._flat import IDENTITIES, _inner
 
 
-def flatten(closed: Any) -> Any:
-    """The equations of a closed jaxpr without calls."""
+def flatten(closed: Any, outputs: int | None = None) -> Any:
+    """The equations of a closed jaxpr without calls, of its first outputs or of all."""
 
     def walk(jaxpr, consts, arguments):
         values = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, arguments, strict=True))
@@ -17,8 +17,11 @@ def flatten(closed: Any) -> Any:
         for equation in jaxpr.eqns:
             operands = [read(a) for a in equation.invars]
             inner = _inner(equation)
-            if equation.primitive.name in IDENTITIES:
+            same = equation.primitive.name == "reshape" and operands[0].shape == equation.outvars[0].aval.shape
+            if same or equation.primitive.name in IDENTITIES:
                 found = operands
+            elif equation.primitive.name == "add_any":
+                found = [operands[0] + operands[1]]
             elif inner is not None:
                 found = walk(*inner, operands)
             else:
@@ -29,7 +32,7 @@ def flatten(closed: Any) -> Any:
         return [read(v) for v in jaxpr.outvars]
 
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
-    jaxpr = jax.make_jaxpr(lambda *arguments: walk(closed.jaxpr, closed.consts, arguments))(*shapes).jaxpr
+    jaxpr = jax.make_jaxpr(lambda *arguments: walk(closed.jaxpr, closed.consts, arguments)[:outputs])(*shapes).jaxpr
     needed, kept = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)}, []
     for equation in reversed(jaxpr.eqns):
         if not needed.isdisjoint(equation.outvars):

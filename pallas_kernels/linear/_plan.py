@@ -1,8 +1,9 @@
 """What a kernel needs to know of a walk; attnjax's own classes have it."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Step(Protocol):
     """What is done at a chunk: carries, then arrays of the chunk, to carries, then outputs.
 
@@ -15,6 +16,7 @@ class Step(Protocol):
     carries: int
 
 
+@runtime_checkable
 class Walk(Protocol):
     """A step for each chunk, one after another.
 
@@ -25,7 +27,7 @@ class Walk(Protocol):
     """
 
     @property
-    def step(self) -> Step: ...
+    def step(self) -> Any: ...
     @property
     def batch(self) -> int: ...
     @property

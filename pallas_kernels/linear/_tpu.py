@@ -34,7 +34,7 @@ def run(plan: Walk, arrays: Sequence[jax.Array], target: Target) -> list[jax.Arr
     needed = _needed(plan, chunks, outs, carries, group)
     if needed > target.vmem:
         raise Unsupported(f"a step that needs {needed // MIB} MiB of vector memory of {target.vmem // MIB}")
-    return pl.pallas_call(
+    found = pl.pallas_call(
         functools.partial(_kernel, jaxpr, count, len(chunks), group, plan.backward),
         out_shape=[
             *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in carries),
@@ -50,6 +50,7 @@ def run(plan: Walk, arrays: Sequence[jax.Array], target: Target) -> list[jax.Arr
         interpret=target.interpret,
         name="walk_back" if plan.backward else "walk",
     )(*arrays)
+    return list(found)
 
 
 def _group(length: int, rows: int) -> int:

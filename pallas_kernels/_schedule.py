@@ -65,10 +65,12 @@ class Schedule:
     Attributes:
         overhead: bundles of a step outside of the regions.
         regions: those of the kernel's body, in source order.
+        step: what every step does, outside of the regions.
     """
 
     overhead: int
     regions: tuple[Region, ...]
+    step: Region = Region(0, 0.0, 0)
 
     @property
     def tiles(self) -> list[Region]:
@@ -144,7 +146,7 @@ def read(bundle_file: Path, use_file: Path, generation: str) -> Schedule:
         return Region(len(own), mxu, spills, tuple(map(region, children)), span in repeated)
 
     whole = region(body)
-    return Schedule(loop[1] - loop[0] - (body[1] - body[0]) + whole.bundles, whole.inside)
+    return Schedule(loop[1] - loop[0] - (body[1] - body[0]) + whole.bundles, whole.inside, whole)
 
 
 def _outermost(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:

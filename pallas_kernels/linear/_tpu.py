@@ -16,7 +16,7 @@ from pallas_kernels._target import MIB, Target
 from pallas_kernels.linear._flat import flatten
 from pallas_kernels.linear._plan import Unsupported, Walk
 
-TOKENS = 512
+TOKENS = 256
 """Rows of a grid step, at most: of several chunks, the products of one overlap with what the other waits for."""
 
 
@@ -48,7 +48,7 @@ def run(plan: Walk, arrays: Sequence[jax.Array], target: Target) -> list[jax.Arr
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=min(target.vmem, needed + 16 * MIB)
         ),
         interpret=target.interpret,
-        name="walk_back" if plan.backward else "walk",
+        name=f"walk{'_back' if plan.backward else ''}_by_{group}",
     )(*arrays)
     return list(found)
 

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from attnjax import attend, masks, scores
+from attnjax import attend, linear, masks, scores
 from pallas_kernels import compile_for
 from pallas_kernels._target import SHARED, named
 from pallas_kernels._topology import TOPOLOGIES, compile_on, devices, prepare
 from tests.kernels.targets import nothing_streamed
+from tests.kernels.test_linear import nothing_looped
 from tests.kernels.test_monoid import own_softmax
 
 pytestmark = pytest.mark.aot
@@ -26,7 +27,7 @@ def device(generation: str):
 
 def compiled(generation: str, function, *shapes):
     """Compiled, everything in kernels."""
-    with compile_for(named(generation)), nothing_streamed():
+    with compile_for(named(generation)), nothing_streamed(), nothing_looped():
         return compile_on(device(generation), function, *shapes)
 
 
@@ -157,6 +158,54 @@ def test_memory_is_linear_in_length():
     for generation in functions:
         assert temporary[generation, 16384] <= 100e6
         assert temporary[generation, 16384] <= 4.4 * max(temporary[generation, 4096], 20e6)
+
+
+def linear_gradients(delta: bool, by_feature: bool):
+    """Outputs and gradients of linear attention in chunks of 64."""
+
+    def forward(q, k, v, log_decay, beta):
+        knobs = {"beta": beta} if delta else {}
+        return linear.attend(q, k, v, log_decay=log_decay, **knobs, form="pallas", chunk_size=64)
+
+    def both(q, k, v, numbers, features, cotangent):
+        output, pull = jax.vjp(lambda *x: forward(*x, numbers), q, k, v, features if by_feature else numbers)
+        return output, pull(cotangent)
+
+    return both
+
+
+def linear_arrays(length: int, heads: int, width: int, dtype=jnp.bfloat16):
+    q, numbers = jax.ShapeDtypeStruct((length, heads, width), dtype), jax.ShapeDtypeStruct((length, heads), jnp.float32)
+    return q, q, q, numbers, jax.ShapeDtypeStruct(q.shape, jnp.float32), q
+
+
+@pytest.mark.parametrize("kind", ["decay by feature", "delta rule"])
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_linear_attention_compiles(generation, kind):
+    """The delta rule with a decay by token: all of what that alone needs is in it."""
+    by_feature = kind == "decay by feature"
+    compiled(generation, linear_gradients(not by_feature, by_feature), *linear_arrays(192, 2, 128))
+
+
+@pytest.mark.parametrize(("width", "dtype"), [(64, jnp.bfloat16), (256, jnp.bfloat16), (128, jnp.float32)])
+@pytest.mark.parametrize("generation", ["v5e", "h100"])
+def test_linear_attention_of_other_sizes_and_types_compiles(generation, width, dtype):
+    compiled(generation, linear_gradients(True, False), *linear_arrays(192, 2, width, dtype))
+
+
+@pytest.mark.parametrize("generation", ["v6e", "h100"])
+def test_the_delta_rule_with_a_decay_by_feature_compiles(generation):
+    compiled(generation, linear_gradients(True, True), *linear_arrays(192, 2, 128))
+
+
+@pytest.mark.parametrize("generation", ["v5e", "h100"])
+def test_memory_of_linear_attention_is_linear_in_length(generation):
+    """States between chunks, and on a GPU what is computed for all chunks at once."""
+    of = lambda length: compiled(generation, linear_gradients(True, False), *linear_arrays(length, 4, 128))
+    short, long = (of(length).memory_analysis().temp_size_in_bytes for length in (4096, 16384))
+    print(f"{short:,} bytes at 4096, {long:,} at 16384")
+    assert long <= 4.4 * max(short, 20e6)
+    assert long <= 4 * 16384 * 20 * 128 * 4, "not more than twenty float32 arrays of keys"
 
 
 def run_command(*arguments: str) -> subprocess.CompletedProcess:

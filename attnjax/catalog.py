@@ -11,7 +11,7 @@ A record is here when its functions exist, pass the conformance suite, and a tes
 import dataclasses
 from collections.abc import Callable
 
-from attnjax import linear, measures, tasks
+from attnjax import linear, measures, mechanisms, tasks
 from attnjax.attention import attend, attention_weights, explain, masks, normalizers, scores, statistics
 from attnjax.dynamics import (
     abrupt_learning,
@@ -93,6 +93,14 @@ _DEVIATION = "tests/measures/test_deviation.py::"
 _DYNAMICS = "tests/dynamics/"
 _LINEAR = "tests/linear/test_mechanisms.py::"
 _EVERY_FORM = "tests/linear/test_forms.py::test_every_form_is_the_recurrence"
+_FEATURES = "tests/linear/test_features.py::"
+_SPACES = "tests/linear/test_state_spaces.py::"
+_CONVOLUTIONS = "tests/linear/test_convolutions.py::"
+_AVERAGES = "tests/linear/test_moving_average.py::"
+_MEMORIES = "tests/linear/test_memories.py::"
+_HEBBIAN = "tests/linear/test_hebbian.py::"
+_CAPACITY = "experiments/memory_capacity/verdicts.py::claims"
+_MECHANISMS = "tests/mechanisms/"
 _RECURRENCE = ("parallel", "chunked", "recurrent", "scan")
 _LINEAR_COST = Cost("O(N T (C + H) (H + V)) in chunks of C", "O(N T (C + H + V) + N (T / C) H V)")
 
@@ -208,6 +216,30 @@ RECORDS: tuple[Record, ...] = (
         ),
     ),
     Record(
+        index=60,
+        title="Hydra: A 1.6B-Parameter State-Space Language Model with Sparse Attention, Mixture-of-Experts, and "
+        "Memory",
+        source=Source("Chaudhary and Browning", 2025, "2508.15099"),
+        functions=(
+            mechanisms.route_chunks,
+            mechanisms.chunk_experts,
+            mechanisms.product_key_memory,
+            mechanisms.top_products,
+        ),
+        cost=Cost("O(T D E / C + N T (M H + k^2)) for E experts and M^2 slots", "O(T D + N T (M + k^2 + k V))"),
+        forms=(),
+        checked=(
+            _MECHANISMS + "test_hybrid_stack.py::test_two_code_books_find_the_greatest_of_all_products",
+            _MECHANISMS + "test_hybrid_stack.py::test_a_memory_of_products_is_attention_over_its_greatest_scores",
+            _MECHANISMS + "test_hybrid_stack.py::test_chunks_go_to_the_expert_of_their_mean",
+            _MECHANISMS + "test_hybrid_stack.py::test_the_balance_loss_evens_the_load",
+        ),
+        deviation=(
+            "From the abstract, which gives no equations. The parts that are new beside attention and state spaces; a "
+            "workspace is keys put in front of the others. The crossover of throughput is not measured."
+        ),
+    ),
+    Record(
         index=62,
         title="Why Low-Precision Transformer Training Fails: An Analysis on Flash Attention",
         source=Source("Qiu and Yao", 2025, "2510.04212"),
@@ -270,6 +302,33 @@ RECORDS: tuple[Record, ...] = (
         deviation="Covariances drawn at random for every prompt are not trained on.",
     ),
     Record(
+        index=104,
+        title="Understanding the differences in Foundation Models: Attention, State Space Models, and Recurrent Neural "
+        "Networks",
+        source=Source("Sieber et al.", 2024, "2405.15731"),
+        functions=(
+            linear.simulate,
+            linear.mixing_matrix,
+            linear.attention_system,
+            linear.normalized_attention_system,
+            linear.selective_system,
+            linear.gated_system,
+            linear.rg_lru_system,
+        ),
+        cost=Cost("O(T K H V) by a scan", "O(T K H V); the explicit matrix O(K H T^2)"),
+        forms=(),
+        checked=(
+            _SPACES + "test_every_mechanism_is_a_system",
+            _SPACES + "test_where_attention_and_a_state_space_are_the_same_system",
+            _SPACES + "test_a_gated_recurrence_with_a_reversed_gate_is_a_state_space",
+            _LINEAR + "test_how_near_to_softmax_cut_off_exponentials_are",
+        ),
+        deviation=(
+            "Divisors and gates are arguments, not functions of tokens; the quasi-LSTM follows its name, as its "
+            "equations were not at hand. Trained models are not compared."
+        ),
+    ),
+    Record(
         index=119,
         title="What Happens During the Loss Plateau? Understanding Abrupt Learning in Transformers",
         source=Source("Gopalani and Hu", 2025, "2506.13688"),
@@ -309,6 +368,46 @@ RECORDS: tuple[Record, ...] = (
         deviation=("Queries and keys are not standardized by the function. Quality after training is not compared."),
     ),
     Record(
+        index=133,
+        title="Understanding Transformers through the Lens of Pavlovian Conditioning",
+        source=Source("Qiao", 2025, "2508.08289"),
+        functions=(
+            linear.hebbian.hebb,
+            linear.hebbian.delta,
+            linear.hebbian.covariance,
+            linear.hebbian.oja,
+            linear.hebbian.ridge,
+            linear.hebbian.read,
+            linear.hebbian.interference,
+            linear.memory_theory.sum_noise,
+            linear.memory_theory.capacity,
+            linear.memory_theory.guaranteed_capacity,
+            linear.memory_theory.decay_noise,
+            linear.memory_theory.delta_noise,
+            linear.memory_theory.covariance_noise,
+            linear.memory_theory.chain_noise,
+            linear.memory_theory.oja_angle,
+        ),
+        cost=Cost("O(K S H V) to write, O(N T H V) to read", "O(K H V)"),
+        forms=(),
+        checked=(
+            _LINEAR + "test_the_noise_of_a_sum_of_products",
+            _LINEAR + "test_corrected_writes_leave_less_noise_than_sums_and_the_last_one_none",
+            _HEBBIAN + "test_writes_leave_what_linear_attention_holds",
+            _HEBBIAN + "test_values_of_one_size_never_outweigh_keys_with_little_interference",
+            _HEBBIAN + "test_oja_turns_to_the_first_components",
+            _HEBBIAN + "test_the_noise_of_corrected_writes_by_age",
+            _HEBBIAN + "test_the_noise_that_layers_add",
+            _HEBBIAN + "test_how_many_pairs_are_safe_grows_as_the_root_of_the_features",
+            _CAPACITY,
+        ),
+        deviation=(
+            "Read from its abstract: the closed forms are derived here, with their constants, and the rules are the "
+            "textbooks'. The delta rule leaves less squared error than Hebb's sum, but with as many pairs as features "
+            "it finds fewer words again; transformers are not trained."
+        ),
+    ),
+    Record(
         index=146,
         title="Latent Attention for Linear Time Transformers",
         source=Source("Dolga et al.", 2024, "2402.17512"),
@@ -320,6 +419,52 @@ RECORDS: tuple[Record, ...] = (
             _LINEAR + "test_the_rank_of_latent_attention",
         ),
         deviation=("Quality after training is not compared."),
+    ),
+    Record(
+        index=153,
+        title="Mega: Moving Average Equipped Gated Attention",
+        source=Source("Ma et al.", 2022, "2209.10655"),
+        functions=(
+            mechanisms.mega,
+            mechanisms.gated_attention,
+            linear.moving_average,
+            linear.moving_average_kernel,
+            normalizers.laplace,
+        ),
+        cost=Cost("O(T D (log T + E + D + V) + T C (H + V)) in chunks of C", "O(T D E + T V + tile)"),
+        forms=STREAMING,
+        checked=(
+            CONFORMANCE,
+            _AVERAGES + "test_every_form_is_the_recurrence",
+            _AVERAGES + "test_gradients_by_fourier_are_those_of_the_recurrence",
+            _MECHANISMS + "test_mega.py::test_laplace_touches_the_squared_relu_and_is_bounded",
+            _MECHANISMS + "test_mega.py::test_mega_is_what_is_written",
+            _MECHANISMS + "test_mega.py::test_one_chunk_of_everything_is_no_chunk",
+            _MECHANISMS + "test_mega.py::test_the_moving_average_carries_what_chunks_cut_off",
+            _MECHANISMS + "test_mega.py::test_a_sign_chunks_back_is_learned_through_the_average_alone",
+        ),
+        deviation=(
+            "Causal only; averages are divided by sqrt(E), as in the authors' code. One head is not compared with "
+            "several at equal parameters."
+        ),
+    ),
+    Record(
+        index=157,
+        title="Short-Long Convolutions Help Hardware-Efficient Linear Attention to Focus on Long Sequences",
+        source=Source("Liu et al.", 2024, "2406.08128"),
+        functions=(mechanisms.chela, mechanisms.short_long_kernel, linear.attend),
+        cost=Cost("O(T D (log T + D + V) + T (C + H) (H + V)) in chunks of C", "O(T (D + C + H + V) + (T / C) H V)"),
+        forms=_RECURRENCE,
+        checked=(
+            _EVERY_FORM,
+            _MECHANISMS + "test_mega.py::test_two_kernels_are_one",
+            _MECHANISMS + "test_mega.py::test_chela_is_what_is_written",
+            _MECHANISMS + "test_mega.py::test_work_in_chunks_is_linear_in_the_length",
+        ),
+        deviation=(
+            "From the abstract: kernels are plain parameters, features are elu + 1, weights sum to one, the gates are "
+            "Mega's. Quality and speed on accelerators are not compared."
+        ),
     ),
     Record(
         index=167,
@@ -397,17 +542,32 @@ RECORDS: tuple[Record, ...] = (
         index=188,
         title="Titans: Learning to Memorize at Test Time",
         source=Source("Behrouz et al.", 2025, "2501.00663"),
-        functions=(linear.titans,),
-        cost=_LINEAR_COST,
+        functions=(
+            linear.titans,
+            linear.neural_memory,
+            linear.mlp_memory,
+            linear.mlp_memory_init,
+            linear.memory_theory.descent_curve,
+        ),
+        cost=Cost(
+            "O(N T (C + H) (H + V)) of a linear memory; else T gradients and N T reads of it",
+            "O(N T (C + H + V) + N (T / C) H V); of P parameters O(K C P), and O(K (T / C) P) backward",
+        ),
         forms=_RECURRENCE,
         checked=(
             _LINEAR + "test_titans_is_gradient_descent_with_momentum",
             _LINEAR + "test_titans_without_momentum_is_a_delta_rule",
             _LINEAR + "test_where_a_memory_with_momentum_diverges",
+            _MEMORIES + "test_a_linear_memory_is_titans",
+            _MEMORIES + "test_a_perceptron_as_memory_against_its_loop",
+            _MEMORIES + "test_chunks_of_gradients_are_another_memory_the_further_the_longer_they_are",
+            _MEMORIES + "test_a_memory_learns_regression_in_context_and_forgets_by_decay",
+            _CAPACITY,
         ),
         deviation=(
-            "The linear memory only, with half of the loss; chunks are exact, where the published ones take gradients "
-            "at the state before the chunk. Memories that are networks, and quality after training, are not here."
+            "Half of the loss. The linear memory is exact in chunks of any size and has all forms; other memories are "
+            "exact token by token, or in the published chunks, whose gradients are those at the memory before them. "
+            "Arrangements with window attention, and quality after training, are not here."
         ),
     ),
     Record(
@@ -443,6 +603,24 @@ RECORDS: tuple[Record, ...] = (
         ),
     ),
     Record(
+        index=196,
+        title="The Hidden Attention of Mamba Models",
+        source=Source("Ali et al.", 2024, "2403.01590"),
+        functions=(linear.hidden_attention, linear.hidden_rollout, linear.selective_state_space),
+        cost=Cost("O(D T^2 H)", "O(D T^2)"),
+        forms=("parallel",),
+        checked=(
+            _SPACES + "test_hidden_attention_is_what_multiplies_the_inputs",
+            _SPACES + "test_hidden_attention_of_two_scans_is_their_sum",
+            _SPACES + "test_rollout_is_a_product_of_shares",
+            "tests/linear/test_oracles.py::test_mamba",
+        ),
+        deviation=(
+            "The state space alone: the convolution before it and the gate after it are not part of the matrix. No "
+            "trained model is explained; weighing by gradients is left to the caller."
+        ),
+    ),
+    Record(
         index=202,
         title="Fast Transformer Decoding: One Write-Head is All You Need",
         source=Source("Shazeer", 2019, "1911.02150"),
@@ -458,6 +636,45 @@ RECORDS: tuple[Record, ...] = (
         deviation="K = 1, or any divisor of N. The quality of a trained model is not compared.",
     ),
     Record(
+        index=203,
+        title="Folded context condensation in Path Integral formalism for infinite context transformers",
+        source=Source("Paeng et al.", 2024, "2405.04620"),
+        functions=(mechanisms.folded_context,),
+        cost=Cost("O(T D N (H + V) + N T (R + C) (H + V)) in segments of C", "O(T D + N (R + C) (H + V + C))"),
+        forms=(),
+        checked=(
+            _MECHANISMS + "test_folded_context.py::test_it_is_what_is_written",
+            _MECHANISMS
+            + "test_folded_context.py::test_no_memory_is_attention_in_blocks_and_all_inputs_are_causal_attention",
+            _MECHANISMS + "test_folded_context.py::test_what_a_token_depends_on",
+            _MECHANISMS + "test_folded_context.py::test_twelve_tokens_at_a_time_carry_over_a_hundred_and_fifty",
+            _MECHANISMS + "test_folded_context.py::test_a_sign_many_segments_back_is_learned_through_outputs_alone",
+        ),
+        deviation=(
+            "From the abstract: a layer sees its own outputs of earlier segments; how they are condensed, by the mean, "
+            "is a choice made here. Passkeys and summaries of text are not tried."
+        ),
+    ),
+    Record(
+        index=204,
+        title="Flowformer: Linearizing Transformers with Conservation Flows",
+        source=Source("Wu et al.", 2022, "2202.06258"),
+        functions=(linear.flow_attention, linear.flows),
+        cost=_LINEAR_COST,
+        forms=_RECURRENCE,
+        checked=(
+            _FEATURES + "test_flow_attention_is_its_matrix",
+            _FEATURES + "test_causal_flow_attention_is_its_recurrence",
+            _FEATURES + "test_flow_attention_of_sequences_that_end_early",
+            _FEATURES + "test_competition_lowers_the_entropy_of_rows",
+            _FEATURES + "test_what_the_clip_of_sources_takes",
+        ),
+        deviation=(
+            "eps is added to means, not to sums. The bound of 1 on what sources compete by, which the authors' code "
+            "has, halves the fall of the entropy where there are as many queries as keys. Quality is not compared."
+        ),
+    ),
+    Record(
         index=217,
         title="Attention as an RNN",
         source=Source("Feng et al.", 2024, "2405.13956"),
@@ -466,6 +683,107 @@ RECORDS: tuple[Record, ...] = (
         forms=_RECURRENCE,
         checked=(_LINEAR + "test_causal_softmax_attention_of_one_query_is_a_state_of_one_feature",),
         deviation=("Quality after training is not compared."),
+    ),
+    Record(
+        index=218,
+        title="Pay Less Attention with Lightweight and Dynamic Convolutions",
+        source=Source("Wu et al.", 2019, "1901.10430"),
+        functions=(linear.light_conv, linear.dynamic_conv),
+        cost=Cost("O(T L D) for L taps", "O(T (L N + D))"),
+        forms=(),
+        checked=(
+            _CONVOLUTIONS + "test_kernels_for_each_token",
+            _CONVOLUTIONS + "test_kernels_without_content_are_fixed_positions",
+            _CONVOLUTIONS + "test_the_first_tokens_see_less_than_a_whole_kernel",
+            _CONVOLUTIONS + "test_a_state_is_where_tokens_go_on",
+            _CONVOLUTIONS + "test_recall_takes_a_comparison_of_keys",
+        ),
+        deviation=(
+            "The layer's projections and gate are not here. Recall is by weights set by hand; nothing is trained."
+        ),
+    ),
+    Record(
+        index=232,
+        title="The Linear Attention Resurrection in Vision Transformer",
+        source=Source("Zheng", 2025, "2501.16182"),
+        functions=(linear.enhanced_linear_attention, linear.local_concentration, linear.concentration),
+        cost=_LINEAR_COST,
+        forms=_RECURRENCE,
+        checked=(
+            _FEATURES + "test_enhanced_linear_attention_is_its_matrix",
+            _FEATURES + "test_linear_attention_concentrates_less_than_softmax",
+            _FEATURES + "test_the_local_module_puts_mass_on_the_neighborhood",
+            _FEATURES + "test_local_parts_are_convolutions_by_channel",
+        ),
+        deviation=(
+            "Batch normalization as it is after training. Concentration, and what the local module adds to it, is "
+            "measured on random numbers, not in trained models."
+        ),
+    ),
+    Record(
+        index=233,
+        title="Bridging the Divide: Reconsidering Softmax and Linear Attention",
+        source=Source("Han et al.", 2024, "2412.06590"),
+        functions=(linear.injective_attention, linear.local_residual),
+        cost=_LINEAR_COST,
+        forms=_RECURRENCE,
+        checked=(
+            _FEATURES + "test_injective_attention_is_its_matrix",
+            _FEATURES + "test_which_weights_tell_a_query_from_three_times_it",
+            _FEATURES + "test_local_parts_are_convolutions_by_channel",
+        ),
+        deviation=(
+            "The causal form is ours: each row is that of the tokens so far. The network that predicts the weights of "
+            "the local residual is the layer's; trained models are not compared."
+        ),
+    ),
+    Record(
+        index=266,
+        title="Zoology: Measuring and Improving Recall in Efficient Language Models",
+        source=Source("Arora et al.", 2023, "2312.04927"),
+        functions=(
+            tasks.multi_query_recall,
+            tasks.slot_probabilities,
+            linear.base_conv,
+            linear.implicit_kernel,
+            linear.short_convolution,
+            linear.long_convolution,
+        ),
+        cost=Cost("O(T D (D + L)) with L taps, O(T D (D + log T)) with as many as tokens", "O(T D)"),
+        forms=(),
+        checked=(
+            "tests/tasks/test_recall.py::test_multi_query_recall_is_what_it_says",
+            "tests/tasks/test_recall.py::test_where_recall_is_asked",
+            _CONVOLUTIONS + "test_base_conv_is_a_gate_times_a_convolution",
+            _CONVOLUTIONS + "test_long_is_short_and_both_begin_anew_at_segments",
+            _CONVOLUTIONS + "test_an_implicit_kernel_is_a_network_of_positions",
+            _CONVOLUTIONS + "test_recall_takes_a_comparison_of_keys",
+            "experiments/associative_recall/verdicts.py::_by_hand",
+            "experiments/associative_recall/verdicts.py::_learned",
+            "experiments/associative_recall/verdicts.py::_ordered",
+            "experiments/associative_recall/verdicts.py::_selected",
+        ),
+        deviation=(
+            "Trained on shorter sequences and with a gated convolution below attention, without which it stays on its "
+            "plateau for longer than an experiment may take; how width must grow with length is not fitted. Tokens are "
+            "selected after training."
+        ),
+    ),
+    Record(
+        index=282,
+        title="Superiority of Softmax: Unveiling the Performance Edge Over Linear Attention",
+        source=Source("Deng et al.", 2023, "2310.11685"),
+        functions=(tasks.separation, tasks.separation_readout),
+        cost=Cost("O(B T)", "O(B T)"),
+        forms=(),
+        checked=(
+            "tests/tasks/test_separation.py::test_what_attention_reads",
+            "tests/tasks/test_separation.py::test_a_readout_learns_from_softmax_and_not_from_linear_scores",
+        ),
+        deviation=(
+            "The construction is ours; the paper's data set was not at hand. Scores are given, only the readout "
+            "learns: linear attention that adds a constant to scores, as elu + 1 does, tells the classes apart."
+        ),
     ),
     Record(
         index=290,
@@ -481,6 +799,7 @@ RECORDS: tuple[Record, ...] = (
             _EVERY_FORM,
             _LINEAR + "test_slopes_of_lightning_attention",
             _LINEAR + "test_retention_is_attention_with_weights_that_decay",
+            "tests/linear/test_oracles.py::test_flash_linear_attention",
         ),
         deviation=("The attention alone; the model's norms and gates, and speed on accelerators, are not here."),
     ),
@@ -526,6 +845,7 @@ RECORDS: tuple[Record, ...] = (
         checked=(
             _LINEAR + "test_light_net_and_latte_are_softmax_over_keys_for_each_feature",
             _LINEAR + "test_the_last_state_of_light_net_does_not_know_the_order_of_tokens",
+            _FEATURES + "test_one_scan_of_a_grid_sees_all_of_it_in_any_order",
         ),
         deviation=(
             "The greatest key is kept beside the state instead of the log of the sum. Their encodings of several "
@@ -547,6 +867,41 @@ RECORDS: tuple[Record, ...] = (
         deviation=(
             "The bound on the Jacobian is not evaluated: its measured norm is compared with softmax's on one "
             "family of inputs. There is no fused kernel."
+        ),
+    ),
+    Record(
+        index=379,
+        title=(
+            "It's All Connected: A Journey Through Test-Time Memorization, Attentional Bias, Retention, and Online "
+            "Optimization"
+        ),
+        source=Source("Behrouz et al.", 2025, "2504.13173"),
+        functions=(
+            linear.moneta,
+            linear.yaad,
+            linear.memora,
+            linear.elastic_net,
+            linear.residual_memory,
+            linear.memory_theory.descent_noise,
+        ),
+        cost=Cost("O(N T H V) of a linear memory; else T gradients and N T reads of it", "O(K C P) for P parameters"),
+        forms=("chunked", "recurrent"),
+        checked=(
+            _MEMORIES + "test_miras_against_its_loop",
+            _MEMORIES + "test_a_memory_of_products_is_linear_attention",
+            _MEMORIES + "test_moneta_of_squares_is_the_delta_rule",
+            _MEMORIES + "test_the_dual_image_is_the_mirror_map_of_its_norm_and_the_printed_one_is_not",
+            _MEMORIES + "test_yaad_steps_do_not_jump_at_the_threshold",
+            _MEMORIES + "test_memora_stays_a_distribution_for_thousands_of_steps_in_float32",
+            _MEMORIES + "test_elastic_net_retention_against_its_loop",
+            _MEMORIES + "test_a_step_with_elastic_net_retention_solves_its_problem",
+            _MEMORIES + "test_a_bent_loss_survives_outliers_that_squares_do_not",
+            _CAPACITY,
+        ),
+        deviation=(
+            "Equations from a public note of the paper. Numbers for each head, not for each channel; in chunks only "
+            "gradients are those at the memory before them, the map to parameters is taken at every token. Moneta's "
+            "printed map is not the dual of its norm: both are there, by name. No models are trained."
         ),
     ),
 )

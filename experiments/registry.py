@@ -3,6 +3,7 @@
 from typing import Any, Protocol
 
 from experiments import (
+    associative_recall,
     implicit_update,
     in_context_descent,
     in_context_regression,
@@ -10,6 +11,7 @@ from experiments import (
     language_model,
     linear_transformer,
     loss_plateau,
+    memory_capacity,
     mesa_optimization,
     scan_and_snap,
     softmax_regression,
@@ -39,5 +41,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "joint-dynamics": joint_dynamics,
     "linear-transformer": linear_transformer,
     "loss-plateau": loss_plateau,
+    "memory-capacity": memory_capacity,
+    "associative-recall": associative_recall,
     "language-model": language_model,
 }

@@ -11,6 +11,7 @@ the streaming forms run. ``sparsemax`` and ``entmax15`` need the whole row and a
 ``from_monoid`` takes any other associative fold.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "Normalizer",
     "entmax15",
     "from_monoid",
+    "laplace",
     "log_n_softmax",
     "relu",
     "relu_squared",
@@ -133,6 +135,14 @@ class _Relu(Normalizer):
     def lift(self, score, visible, at):
         gain = jnp.where(score > 0, score, 0) ** self.power
         return None, (gain / jnp.maximum(at.visible, 1).astype(score.dtype) if self.over_keys else gain)
+
+
+@component
+class _Laplace(Normalizer):
+    scaled = False
+
+    def lift(self, score, visible, at):
+        return None, 0.5 + 0.5 * jax.lax.erf((score - math.sqrt(0.5)) * math.sqrt(2 * math.pi))
 
 
 @component
@@ -265,6 +275,24 @@ def relu_squared(*, over_keys: bool = True) -> Normalizer:
     >>> sparse = normalizers.relu_squared()
     """
     return _Relu(2, bool(over_keys))
+
+
+def laplace() -> Normalizer:
+    """The Laplace attention function, ``w_ts = (1 + erf((s_ts - mu) / (sigma sqrt(2)))) / 2``; rows do not sum to one.
+
+    With ``mu = sqrt(1/2)`` and ``sigma = sqrt(1 / (4 pi))`` its value and slope at mu are those of the squared ReLU,
+    but it is bounded and so is its slope. The authors divide products of queries and keys by the number of visible
+    keys.
+
+    Source: Ma et al., 2022, Mega, arXiv 2209.10655.
+
+    >>> from attnjax import attention_weights, normalizers
+    >>> import jax.numpy as jnp
+    >>> q, k = jnp.ones((1, 1, 1)), jnp.array([0.0, 0.5**0.5, 9.0]).reshape(3, 1, 1)
+    >>> print(attention_weights(q, k, scale=1.0, normalizer=normalizers.laplace())[0, 0].round(3))
+    [0.006 0.5   1.   ]
+    """
+    return _Laplace()
 
 
 def signed_softmax() -> Normalizer:

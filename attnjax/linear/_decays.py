@@ -138,10 +138,12 @@ def light_net(
 
         o_t = 1 / sqrt(H) sum_h q_th sum_{s <= t} exp(k_sh) v_s / sum_{s <= t} exp(k_sh).
 
-    Its last state does not depend on the order of the tokens; ``causal=False`` sees all of them.
+    Its last state does not depend on the order of the tokens; ``causal=False`` sees all of them. So one scan serves an
+    image, or any grid, flattened in whatever order.
 
     Source: Qin et al., 2024, You Only Scan Once, arXiv 2405.21022. Deviation: the greatest k so far is kept in the
-    state's log scale, where the authors keep the log of the sum, which drifts.
+    state's log scale, where the authors keep the log of the sum, which drifts. Their encodings of positions on a grid
+    (MD-TPE, MD-LRPE) are not here: give q, k and v that hold one already.
 
     Args:
         q: queries ``[*B, T, N, H]``; the authors' are ``silu`` of a projection.
@@ -261,45 +263,3 @@ def wkv(
     knobs = {"log_decay": decay, "log_write": k, "normalize": "row", "exclusive": True, "bonus": jnp.exp(own)[:, None]}
     found = attend(one, one, v[..., None], **knobs, **run)
     return (found[0][..., 0], found[1]) if isinstance(found, tuple) else found[..., 0]
-
-
-def state_space(
-    c: Float[Array, "*B T N H"],
-    b: Float[Array, "*B T K H"],
-    x: Float[Array, "*B T K V"],
-    step: Float[Array, "*B T K"],
-    rate: Float[Array, " K"],
-    skip: Float[Array, " K"] | None = None,
-    **run: Any,
-) -> Outputs:
-    """A selective state space with one decay for each head (Mamba-2), ``S_t = exp(d_t A) S_{t-1} + d_t b_t x_t^T``,
-    ``y_t = S_t^T c_t + D x_t``.
-
-    Source: Dao and Gu, 2024, Transformers are SSMs, arXiv 2405.21060. Convolutions, gates and norms are the layer's.
-
-    Args:
-        c: readers ``[*B, T, N, H]`` (H is their state size).
-        b: writers ``[*B, T, K, H]``.
-        x: inputs ``[*B, T, K, V]``; with a skip N must be K.
-        step: ``d > 0``, as ``softplus`` gives it.
-        rate: ``A < 0``.
-        skip: ``D``, or None.
-        run: form, chunk_size, state, return_state, segment_ids, lengths: as for ``attend``.
-
-    Returns:
-        As ``attend``.
-
-    >>> import jax.numpy as jnp
-    >>> from attnjax import linear
-    >>> x = jnp.ones((8, 2, 4))
-    >>> linear.state_space(x, x, x, jnp.ones((8, 2)), -jnp.ones(2)).shape
-    (8, 2, 4)
-    """
-    decay = step * rate.reshape(*(1,) * (step.ndim - 1), -1)
-    found = attend(c, b * step[..., None].astype(b.dtype), x, log_decay=decay, **run)
-    if skip is None:
-        return found
-    if c.shape[-2] != x.shape[-2]:
-        raise ValueError(f"skip: got N={c.shape[-2]} readers for K={x.shape[-2]} heads of inputs, want as many")
-    direct = skip.reshape(*(1,) * (x.ndim - 2), -1, 1).astype(x.dtype) * x
-    return (found[0] + direct, found[1]) if isinstance(found, tuple) else found + direct

@@ -190,15 +190,15 @@ def log_normal(
 
 
 def weights(
-    q: Float[Array, "*B T N H"], k: Float[Array, "*B T K H"], mechanism: Callable = attend, **knobs: Any
-) -> Float[Array, "*B N T T"]:
+    q: Float[Array, "*B T N H"], k: Float[Array, "*B S K H"], mechanism: Callable = attend, **knobs: Any
+) -> Float[Array, "*B N T S"]:
     """The matrix ``W`` with ``o = W v`` of any mechanism of this module, found by giving it unit vectors as values.
 
-    O(T^2) memory; what a delta rule reads of each value, too.
+    O(T S) memory; what a delta rule reads of each value, too.
 
     Args:
         q: queries ``[*B, T, N, H]``.
-        k: keys ``[*B, T, K, H]``.
+        k: keys ``[*B, S, K, H]``; S is T where the mechanism is causal.
         mechanism: a function ``(q, k, v, ...)``.
         knobs: its other arguments.
 

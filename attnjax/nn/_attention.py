@@ -8,8 +8,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 import attnjax
+from attnjax import masks
 from attnjax.positions import rotary
 
+from ._cache import Cache, appended, later, visible
 from ._knob import Knob
 
 Implementation: TypeAlias = Literal["auto", "dense", "rows", "blocks", "cudnn", "pallas"]
@@ -96,37 +98,78 @@ class Attention(nnx.Module):
         score: Any = None,
         normalizer: Any = None,
         stats: Sequence[Any] = (),
+        segment_ids: Int[Array, "*#B T"] | None = None,
+        state: Cache | None = None,
+        return_state: bool = False,
     ) -> Any:
         """Attend from every row of ``x`` to every row that the mask lets it see.
 
+        With a state, rows of ``x`` follow the tokens that it holds: they see those and, of themselves, none after
+        their own, as far as the mask shows them.
+
         Args:
             x: input.
-            positions: positions for the rotary encoding, in tokens; 0 .. T-1 when None.
-            mask, score, normalizer: replace those of the layer where not None.
+            positions: positions for the rotary encoding, in tokens; those of the rows, from 0 or after the state's,
+                when None.
+            mask, score, normalizer: replace those of the layer where not None. With a state they must follow from
+                positions: arrays with an axis of queries are refused.
             stats: statistics of the attention weights to return, as in ``attnjax.attend``.
+            segment_ids: rows see their own segment only; not with a state.
+            state: keys and values so far; ``empty`` makes the first. To ``normalizers.sigmoid()`` without a bias, which
+                asks for the number of keys, it is the capacity.
+            return_state: also return the state with the rows' own keys and values.
 
         Returns:
-            The output ``[*B, T, D]``, or ``(output, {name: statistic})`` when ``stats`` is not empty.
+            The output ``[*B, T, D]``; with ``stats`` or ``return_state`` a tuple of it, ``{name: statistic}`` and the
+            state, as far as they are asked for.
         """
         q, k, v = self.query(x), self.key(x), self.value(x)
+        mask = self.mask() if mask is None else mask
+        score = self.score() if score is None else score
+        _check_state(state, return_state, segment_ids)
         if self.rotary_base is not None:
-            positions = jnp.arange(x.shape[-2]) if positions is None else positions
+            begin = 0 if state is None else state.seen
+            positions = begin + jnp.arange(x.shape[-2]) if positions is None else positions
             q, k = (rotary(a, positions, base=self.rotary_base) for a in (q, k))
-        o = attnjax.attend(
+        if state is not None:
+            mask, score, state = visible(mask, state.seen), later(score, state.seen), appended(state, k, v)
+            k, v = state.key.astype(q.dtype), state.value.astype(q.dtype)
+        if segment_ids is not None:
+            own = masks.segments(jnp.broadcast_to(segment_ids, x.shape[:-1]))
+            mask = own if mask is None else mask & own
+        found = attnjax.attend(
             q,
             k,
             v,
-            mask=self.mask() if mask is None else mask,
-            score=self.score() if score is None else score,
+            mask=mask,
+            score=score,
             normalizer=self.normalizer() if normalizer is None else normalizer,
             scale=self.scale,
             implementation=self.implementation,
             stats=stats,
         )
-        if not stats:
-            return self.out(o)
-        o, measured = o
-        return self.out(o), measured
+        o, *measured = found if stats else (found,)
+        kept = [state] if return_state else []
+        return (self.out(o), *measured, *kept) if stats or return_state else self.out(o)
+
+    def empty(self, batch: Sequence[int], capacity: int) -> Cache:
+        """The state before the first token.
+
+        Args:
+            batch: sizes of the batch axes of inputs to come.
+            capacity: S, how many tokens it can hold.
+        """
+        _, kv_heads, width = self.key.kernel.shape
+        dtype = self.key.dtype or self.key.kernel.dtype
+        key, value = (jnp.zeros((*batch, capacity, kv_heads, width), dtype) for _ in range(2))
+        return Cache(key, value, jnp.zeros((), jnp.int32))
+
+
+def _check_state(state: Cache | None, return_state: bool, segment_ids: Any) -> None:
+    if return_state and state is None:
+        raise ValueError("return_state: got no state to add to, wanted state=layer.empty(batch, capacity).")
+    if state is not None and segment_ids is not None:
+        raise NotImplementedError("segment_ids: got some with a state, wanted None: a state holds one segment.")
 
 
 def _check(model_dim: int, heads: int, kv_heads: int, head_dim: int | None, trainable: Sequence[str]) -> None:

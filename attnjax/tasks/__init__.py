@@ -16,6 +16,9 @@ from attnjax.tasks._recall import copying as copying
 from attnjax.tasks._recall import flip_flop as flip_flop
 from attnjax.tasks._recall import multi_query_recall as multi_query_recall
 from attnjax.tasks._recall import slot_probabilities as slot_probabilities
+from attnjax.tasks._separation import Separation as Separation
+from attnjax.tasks._separation import separation as separation
+from attnjax.tasks._separation import separation_readout as separation_readout
 from attnjax.tasks._token_classes import Sequences as Sequences
 from attnjax.tasks._token_classes import TokenClasses as TokenClasses
 from attnjax.tasks._token_classes import sequences as sequences

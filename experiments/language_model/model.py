@@ -1,7 +1,7 @@
 """The language model of the experiment: which attention, which mask, which positions, and what is measured in it."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from attnjax import masks, normalizers, scores, statistics
+from attnjax.nn import Attention as SoftmaxAttention
 from attnjax.nn import TransformerLM
 from experiments.framework.context import UsageError
 from experiments.language_model.corpus import START
@@ -26,6 +27,15 @@ Attention = Literal[
     "signed-softmax",
     "entmax15",
     "sparsemax",
+    "linear-attention",
+    "taylor",
+    "retention",
+    "gated-linear-attention",
+    "rwkv6",
+    "state-space",
+    "delta-rule",
+    "gated-delta-rule",
+    "titans",
 ]
 Positions = Literal["rotary", "alibi", "none"]
 
@@ -42,6 +52,7 @@ _NORMALIZERS: dict[str, Callable[[int, int], Any]] = {  # from the number of hea
     "entmax15": lambda heads, context: normalizers.entmax15(),
     "sparsemax": lambda heads, context: normalizers.sparsemax(),
 }
+_LINEAR = tuple(name for name in get_args(Attention) if name not in _NORMALIZERS)  # linear time, no weights
 _LEARNED = ("softmax-sink", "log-n", "sigmoid-bias")  # those whose arrays, one number for each head, are trained
 
 
@@ -83,10 +94,11 @@ def build(config: Any, attention: Attention) -> Parts:
             heads=config.heads,
             kv_heads=config.kv_heads,
             activation=squared_relu,
+            mixer=attention.replace("-", "_") if attention in _LINEAR else "softmax",
             mask=mask,
             score=scores.alibi(slopes) if config.positions == "alibi" else None,
             rotary_base=10000.0 if config.positions == "rotary" else None,
-            normalizer=_NORMALIZERS[attention](config.heads, config.context),
+            normalizer=None if attention in _LINEAR else _NORMALIZERS[attention](config.heads, config.context),
             trainable=("normalizer",) if attention in _LEARNED else (),
             rngs=nnx.Rngs(config.seed),
         )
@@ -112,7 +124,7 @@ def inputs(window: Int[Array, "B T"]) -> Int[Array, "B T"]:
 
 
 class Measured(NamedTuple):
-    """Attention on a fixed batch of held-out text, as means over the batch and the queries.
+    """Attention on a fixed batch of held-out text, as means over batch and queries; NaN where it has no weights.
 
     Attributes:
         bits: Bits per byte on the batch.
@@ -137,6 +149,12 @@ class Measured(NamedTuple):
 def measure(model: TransformerLM, window: Int[Array, "B T"]) -> Measured:
     """Statistics of every layer and head, streamed beside the output by `attnjax.attend`."""
     length = window.shape[-1]
+    layers = [block.attention for block in model.blocks]
+    if not isinstance(layers[0], SoftmaxAttention):
+        bits = nats(model(inputs(window)), window).mean() / jnp.log(2.0)
+        unknown = lambda *shape: jnp.full((len(layers), layers[0].heads, *shape), jnp.nan)
+        each = unknown(len(window))
+        return Measured(bits, unknown(), unknown(), unknown(), each, each, unknown(length))
     first = statistics.mass_on(masks.sinks(1), name="first")
     total = statistics.mass_on(masks.sinks(length), name="total")
     logits, found = model(inputs(window), stats=("entropy", "key_mass", first, total))

@@ -325,6 +325,7 @@ NORMALIZERS: dict[str, Entry] = {
     "sparsemax": Entry(lambda a, z: normalizers.sparsemax(), lambda a, x, n, keys: reference.sparsemax(x)),
     "1.5-entmax": Entry(lambda a, z: normalizers.entmax15(), lambda a, x, n, keys: reference.entmax15(x)),
     "user's monoid": Entry(lambda a, z: _log_sum_monoid(), lambda a, x, n, keys: reference.softmax(x)),
+    "laplace": Entry(lambda a, z: normalizers.laplace(), lambda a, x, n, keys: reference.laplace(x)),
 }  # fmt: skip
 ROWS_ONLY = {"sparsemax", "1.5-entmax"}
 NO_WEIGHTS = {"user's monoid"}

@@ -96,10 +96,10 @@ def test_bigram_is_a_distribution():
 
 
 def test_every_attention_has_a_normalizer_and_a_gradient(texts):
-    assert set(get_args(lm.Attention)) == set(lm._NORMALIZERS)
+    assert set(get_args(lm.Attention)) == {*lm._NORMALIZERS, *lm._LINEAR}
     config = experiment.Config(**TINY, steps=1)
     batch = training.fixed_batch(corpora.load((texts,), held_out_bytes=2_000), config)
-    for name in get_args(lm.Attention):
+    for name in (*lm._NORMALIZERS, "gated-delta-rule"):
         parts = lm.build(config, name)
         loss = lambda p, parts=parts: lm.nats(parts.model(p)(lm.inputs(batch)), batch).mean()
         gradient = jax.jit(jax.grad(loss))(parts.params)

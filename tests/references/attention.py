@@ -83,6 +83,12 @@ def relu(row: np.ndarray, power: int, over_keys: bool = True) -> np.ndarray:
     return np.array([max(s, 0.0) ** power for s in row]) / (len(row) if over_keys else 1)
 
 
+def laplace(row: np.ndarray) -> np.ndarray:
+    """The distribution function of a normal variable of mean sqrt(1/2) and variance 1 / (4 pi)."""
+    mean, deviation = math.sqrt(1 / 2), math.sqrt(1 / (4 * math.pi))
+    return np.array([(1 + math.erf((s - mean) / (deviation * math.sqrt(2)))) / 2 for s in row])
+
+
 def signed_softmax(row: np.ndarray) -> np.ndarray:
     """sign(s) softmax(|s|)."""
     return np.array([1.0 if s >= 0 else -1.0 for s in row]) * softmax(np.abs(row))

@@ -14,7 +14,9 @@ from typing import Any
 from benchmarks.tpu_schedule import dumped
 from pallas_kernels._schedule import BANDWIDTH, CLOCK, Schedule
 
-CODE = 'from benchmarks import linear_schedule; linear_schedule.compile_kind("{generation}", "{kind}", {width}, {chunk})'
+CODE = (
+    'from benchmarks import linear_schedule; linear_schedule.compile_kind("{generation}", "{kind}", {width}, {chunk})'
+)
 KINDS = ("by token", "by feature", "delta", "delta by feature")
 """Decay by token or feature; the delta rule with a decay by token or feature."""
 LENGTH = 4096

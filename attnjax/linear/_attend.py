@@ -245,9 +245,7 @@ class _Head(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _all_heads(
-    heads: _Head, normalize: Normalize | None, eps: float, reads: Reads, run: How
-) -> tuple[Array, State]:
+def _all_heads(heads: _Head, normalize: Normalize | None, eps: float, reads: Reads, run: How) -> tuple[Array, State]:
     """Compiled as one: called eagerly, every small step would be a program of its own."""
     return jax.vmap(lambda head: _one_head(head, normalize, eps, reads, run))(heads)
 

@@ -67,9 +67,9 @@ def chunked(
 
     numbers = None if log is None else log.astype(jnp.float32)
     flags = start.astype(jnp.float32) if segmented else None
-    parts = Chunk(tuple(cut(q[:, g]) for g in range(groups)), *(
-        None if x is None else cut(x) for x in (k, v, numbers, beta, flags)
-    ))  # fmt: skip
+    maybe = lambda x: None if x is None else cut(x)
+    heads = tuple(cut(q[:, g]) for g in range(groups))
+    parts = Chunk(heads, cut(k), cut(v), maybe(numbers), maybe(beta), maybe(flags))
     leaves, structure = jax.tree.flatten(parts)
     by = None if log is None else "token" if log.ndim == 1 else "feature"
     kind = Kind(groups, by, beta is not None, segmented, reads)

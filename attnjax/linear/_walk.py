@@ -73,8 +73,7 @@ class Executor(Protocol):
 
 
 def trace(function: Callable, carries: Sequence[Any], chunks: Sequence[Any]) -> Step:
-    """A step of a function ``(*carries, *chunk) -> [*carries, *outputs]``, given arrays, or their shapes, of the carries
-    and of a chunk."""
+    """A step of a function ``(*carries, *chunk) -> [*carries, *outputs]``, given their arrays, or what has shapes."""
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (*carries, *chunks)]
     closed = jax.make_jaxpr(lambda *arrays: list(function(*arrays)))(*shapes)
     if closed.consts:

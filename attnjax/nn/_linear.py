@@ -18,6 +18,8 @@ MECHANISMS: dict[str, type[Mechanism]] = {
     "taylor": _mechanisms.Taylor,
     "fastmax": _mechanisms.Fastmax,
     "log_normal": _mechanisms.LogNormal,
+    "injective_attention": _mechanisms.InjectiveAttention,
+    "enhanced_linear_attention": _mechanisms.EnhancedLinearAttention,
     "flow_attention": _mechanisms.FlowAttention,
     "retention": _mechanisms.Retention,
     "lightning": _mechanisms.Lightning,
@@ -29,6 +31,7 @@ MECHANISMS: dict[str, type[Mechanism]] = {
     "wkv": _mechanisms.Wkv,
     "rwkv6": _mechanisms.Rwkv6,
     "state_space": _mechanisms.StateSpace,
+    "selective_state_space": _mechanisms.SelectiveStateSpace,
     "delta_rule": _memories.DeltaRule,
     "gated_delta_rule": _memories.GatedDeltaRule,
     "kimi_delta_rule": _memories.KimiDeltaRule,
@@ -62,10 +65,11 @@ class LinearAttention(nnx.Module):
         q, k, v = f(conv(x W));    y = (RMSNorm(mechanism(q, k, v, gates(x))) * silu(x W_g)) W_o
 
     What f is, and which gates there are, each mechanism's source says: ``linear_attention`` (elu + 1), ``taylor``
-    (Based), ``fastmax``, ``log_normal``, ``flow_attention``, ``retention``, ``lightning``, ``gated_linear_attention``,
-    ``light_net``, ``latte``, ``aaren``, ``moving_average`` (Mega's), ``wkv`` (RWKV-4), ``rwkv6``, ``state_space``
-    (Mamba-2), ``delta_rule`` (DeltaNet), ``gated_delta_rule``, ``kimi_delta_rule``, ``titans``, ``neural_memory``,
-    ``moneta``, ``yaad``, ``memora``, ``elastic_net``. All are causal.
+    (Based), ``fastmax``, ``log_normal``, ``injective_attention``, ``enhanced_linear_attention``, ``flow_attention``,
+    ``retention``, ``lightning``, ``gated_linear_attention``, ``light_net``, ``latte``, ``aaren``, ``moving_average``
+    (Mega's), ``wkv`` (RWKV-4), ``rwkv6``, ``state_space`` (Mamba-2), ``selective_state_space`` (Mamba), ``delta_rule``
+    (DeltaNet), ``gated_delta_rule``, ``kimi_delta_rule``, ``titans``, ``neural_memory``, ``moneta``, ``yaad``,
+    ``memora``, ``elastic_net``. All are causal.
 
     Args:
         model_dim: D, the width of the input and of the output.

@@ -8,7 +8,7 @@ from flax import nnx
 
 from attnjax import linear
 
-from ._gates import LowRank, Steps, wide
+from ._gates import LowRank, Steps, step_bias, wide
 
 
 class Size(NamedTuple):
@@ -103,6 +103,23 @@ class FlowAttention(Mechanism):
 
     def __call__(self, x, query, key, value, **run):
         return linear.flow_attention(query, key, value, **run)
+
+
+class InjectiveAttention(Mechanism):
+    """Scores less their mean (Han et al., 2024, arXiv 2412.06590), here over the tokens so far."""
+
+    def __call__(self, x, query, key, value, **run):
+        return linear.injective_attention(query, key, value, causal=True, **run)
+
+
+class EnhancedLinearAttention(Mechanism):
+    """relu of both sides and a learned temperature (Zheng, 2025, L2ViT, arXiv 2501.16182)."""
+
+    def __init__(self, size, rngs):
+        self.temperature = nnx.Param(jnp.full(size.heads, size.key_dim**-0.5, size.param_dtype))
+
+    def __call__(self, x, query, key, value, **run):
+        return linear.enhanced_linear_attention(query, key, value, self.temperature[...], causal=True, **run)
 
 
 def _in_dtype(decay: Any, like: Any) -> Any:
@@ -247,3 +264,30 @@ class StateSpace(Mechanism):
     def __call__(self, x, query, key, value, **run):
         rate = -jnp.exp(self.log_rate[...])
         return linear.state_space(query, key, value, self.steps(x), rate, self.skip[...], **run)
+
+
+class SelectiveStateSpace(Mechanism):
+    """Mamba: readers and writers of ``key_dim`` numbers, and a step for each channel, all read off the convolved input
+    (Gu and Dao, 2023, arXiv 2312.00752)."""
+
+    projects = (("value", "value_dim"),)
+    activated = ("value",)
+
+    def __init__(self, size, rngs):
+        options, channels = options_of(size, rngs), size.heads * size.value_dim
+        self.reader = nnx.Linear(channels, size.key_dim, use_bias=False, **options)
+        self.writer = nnx.Linear(channels, size.key_dim, use_bias=False, **options)
+        self.steps = LowRank(channels, 1, channels, rank=-(-size.model_dim // 16), use_bias=False, **options)
+        self.bias = step_bias((channels,), **options)
+        rates = jnp.log(jnp.arange(1, size.key_dim + 1, dtype=options["param_dtype"]))
+        self.log_rate = nnx.Param(jnp.tile(rates, (channels, 1)))
+        self.skip = nnx.Param(jnp.ones(channels, options["param_dtype"]))
+
+    def __call__(self, x, value, **run):
+        u = wide(value.reshape(*value.shape[:-2], -1))
+        step = jax.nn.softplus(self.steps(u)[..., 0, :] + self.bias[...].reshape((1,) * (u.ndim - 1) + (-1,)))
+        rate, skip = -jnp.exp(self.log_rate[...]), self.skip[...]
+        found = linear.selective_state_space(self.reader(u), self.writer(u), u, step, rate, skip, **run)
+        out, *state = found if isinstance(found, tuple) else (found,)
+        out = out.reshape(value.shape).astype(value.dtype)
+        return (out, state[0]) if state else out

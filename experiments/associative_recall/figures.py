@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.associative_recall.study import Config, Result
+from experiments.associative_recall.study import Result
 from experiments.framework import plotting
 from experiments.framework.statistics import mean_over_seeds
 
@@ -34,7 +34,7 @@ def plot_state(result: Result) -> Figure:
         style = {"color": plotting.COLORS[number % len(plotting.COLORS)], "marker": MARKERS[number % len(MARKERS)]}
         axes.errorbar(states, finals.mean, yerr=errors, capsize=2.5, linewidth=1.2, label=_name(family), **style)
     axes.set_xscale("log")
-    _chance(axes, config)
+    _chance(axes, result)
     title = f"{config.pairs} pairs in {config.length} tokens, widths {', '.join(map(str, config.widths))}"
     plotting.label(axes, "numbers kept of a sequence", "accuracy", title)
     axes.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -53,7 +53,7 @@ def plot_learning(result: Result) -> Figure:
         dashes = ("-", "--")[number // len(plotting.COLORS)]
         axes.plot(steps, smooth.mean(0), color=color, linestyle=dashes, label=_name(family))
         axes.fill_between(steps, smooth.min(0), smooth.max(0), color=color, alpha=0.12)
-    _chance(axes, config)
+    _chance(axes, result)
     plotting.label(axes, "step", "accuracy", f"Width {config.widths[-1]}; shaded: all seeds")
     axes.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
@@ -63,7 +63,9 @@ def _name(family: str) -> str:
     return family.replace("_", " ")
 
 
-def _chance(axes: Axes, config: Config) -> None:
+def _chance(axes: Axes, result: Result) -> None:
+    config = result.config
     axes.set_ylim(0, 1.03)
+    axes.axhline(result.guessing, color="black", linewidth=1, label="best guess from the position")
     axes.axhline(1 / config.pairs, color="black", linewidth=1, linestyle="--", label="one of the values shown")
     axes.axhline(2 / config.vocabulary, color="black", linewidth=1, linestyle=":", label="one of all values")

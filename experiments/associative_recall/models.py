@@ -30,11 +30,13 @@ def build(family: Family, *, vocabulary: int, width: int, length: int, rngs: nnx
     """Two layers, with "taylor" those of Based. The first is the same in all and lets a token know those before it.
 
     Both convolutions that may come second reach over all tokens, the gated one by an implicit kernel; linear attention
-    has no convolution of its own, and the second-order one few features, since it has the squares of them.
+    has no convolution and no gate of its own, as softmax has none, and the second-order one few features, since it has
+    their squares too.
     """
     # Small triangles to solve, as the parallel form has them, are slow where a CPU's BLAS starts threads for each.
     form = "recurrent" if family == "delta_rule" else "parallel"
-    mechanism = lambda **options: functools.partial(LinearAttention, kernel_size=None, form=form, **options)
+    plain: dict[str, Any] = {"kernel_size": None, "gate": False, "form": form}
+    mechanism = lambda **options: functools.partial(LinearAttention, **plain, **options)
     others: dict[str, Any] = {
         "taylor": mechanism(mechanism="taylor", key_dim=TAYLOR_FEATURES),
         "base_conv": functools.partial(BaseConv, kernel_size=length, implicit=True),

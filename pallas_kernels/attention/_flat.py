@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from pallas_kernels._jaxpr import evaluate, inlined, needed
 from pallas_kernels.attention._features import simpler
 
 
@@ -23,26 +24,8 @@ class TooLarge(ValueError):
     """Tiles that do not fit the chip."""
 
 
-CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
-CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
-IDENTITIES = {
-    "reshard", "sharding_constraint", "mesh_cast", "pvary", "pcast", "name", "optimization_barrier", "copy", "copy_p",
-    "stop_gradient",
-}  # fmt: skip
 VISIBLE = "attnjax_visible"
 """Name of the identity around a tile's visibility, which is True all over a full tile."""
-
-
-def _inner(equation: Any) -> tuple[Any, Sequence] | None:
-    """The jaxpr that an equation calls, and its constants."""
-    name = equation.primitive.name
-    if name in CALLS:
-        found = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-    elif name in CUSTOM:
-        found = equation.params.get("call_jaxpr", equation.params.get("fun_jaxpr"))
-    else:
-        return None
-    return (found.jaxpr, found.consts) if hasattr(found, "consts") else (found, ())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,40 +66,18 @@ def flatten(closed: Any, outputs: Sequence[int]) -> Flat:
         The flat function. Outputs lack their last conversion to a narrower type: they are still to be added up.
     """
 
-    def walk(jaxpr, consts, arguments):
-        values = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, arguments, strict=True))
-        read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
-        for equation in jaxpr.eqns:
-            operands = [read(a) for a in equation.invars]
-            inner = _inner(equation)
-            if equation.primitive.name in IDENTITIES:
-                found = operands
-            elif inner is not None:
-                found = walk(*inner, operands)
-            elif (function := simpler(equation)) is not None:
-                traced = jax.make_jaxpr(function)(*operands)
-                found = walk(traced.jaxpr, traced.consts, operands)
-            else:
-                params = equation.primitive.get_bind_params(equation.params)
-                found = equation.primitive.bind(*operands, **params)
-                found = found if equation.primitive.multiple_results else [found]
-            values |= dict(zip(equation.outvars, found, strict=True))
-        return [read(v) for v in jaxpr.outvars]
+    def written_out(equation, operands):
+        function = simpler(equation)
+        if function is None:
+            return None
+        traced = jax.make_jaxpr(function)(*operands)
+        return evaluate(traced.jaxpr, traced.consts, operands, written_out)
 
-    def function(*arguments):
-        found = walk(closed.jaxpr, closed.consts, arguments)
-        return [found[i] for i in outputs]
-
-    traced = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals))
+    traced = inlined(closed, outputs, written_out)
     jaxpr = traced.jaxpr
     makers = {v: e for e in jaxpr.eqns for v in e.outvars}
     outs = [_wide(v, makers) for v in jaxpr.outvars]
-    needed, kept = {v for v in outs if not isinstance(v, core.Literal)}, []
-    for equation in reversed(jaxpr.eqns):
-        if not needed.isdisjoint(equation.outvars):
-            kept.append(equation)
-            needed |= {v for v in equation.invars if not isinstance(v, core.Literal)}
-    jaxpr = jaxpr.replace(eqns=kept[::-1], outvars=outs)
+    jaxpr = jaxpr.replace(eqns=needed(jaxpr.eqns, outs), outvars=outs)
     base2 = _kept_in_base_2(jaxpr)
     uses = _uses(jaxpr)
     scaled, finals = _scaled_products(jaxpr, base2, uses), _final_products(jaxpr, uses)

@@ -29,4 +29,3 @@ def walk(plan: Walk, arrays: Sequence[jax.Array], target: Target) -> list[jax.Ar
     flat = [x.reshape(math.prod(lead), *x.shape[plan.batch :]) for x in arrays]
     run = _tpu.run if target.platform == "tpu" else _gpu.run
     return [x.reshape(*lead, *x.shape[1:]) for x in run(plan, flat, target)]
-

@@ -9,9 +9,9 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
 from jax.extend import core
 
+from pallas_kernels._jaxpr import needed
 from pallas_kernels.linear._flat import flatten
 from pallas_kernels.linear._plan import Step
 
@@ -66,20 +66,15 @@ def cut(step: Step) -> Core:
     ]:  # fmt: skip
         inside[:0] = list(dict.fromkeys(makers[v] for v in larger))
     known = frontier()
-    before = jaxpr.replace(invars=jaxpr.invars[count:], outvars=known, eqns=_needed(known, makers, jaxpr.eqns))
+    before = jaxpr.replace(
+        invars=jaxpr.invars[count:],
+        outvars=known,
+        eqns=[e for e in needed(jaxpr.eqns, known) if e.outvars[0] in makers],
+    )
     carries = tuple(jaxpr.invars[:count])
     return Core(
         before, tuple(inside), carries, tuple(known), tuple(jaxpr.outvars), _apart(inside, carries, jaxpr.outvars)
     )  # fmt: skip
-
-
-def _needed(wanted: list, makers: dict, equations: list) -> list:
-    needed, kept = set(wanted), []
-    for equation in reversed(equations):
-        if not needed.isdisjoint(equation.outvars) and equation.outvars[0] in makers:
-            kept.append(equation)
-            needed |= {v for v in equation.invars if not isinstance(v, core.Literal)}
-    return kept[::-1]
 
 
 ELEMENTWISE = {
@@ -133,8 +128,3 @@ def _apart(equations: list, carries: tuple, outputs: Any) -> frozenset:
     return frozenset(
         x for x in axes if not isinstance(x[0], core.Literal) and root(x) in wanted and x[0].aval.shape[x[1]] > 1
     )
-
-
-def run_before(found: Core, chunk: list) -> list[jax.Array]:
-    """The known values of a chunk."""
-    return jax.core.eval_jaxpr(found.before, [], *chunk)

@@ -1,41 +1,41 @@
-"""Steps made flat: calls inlined, dead code gone."""
+"""Steps made flat, and their equations computed."""
 
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-from jax.extend import core
+import jax.numpy as jnp
+from jax import lax
 
-from pallas_kernels.attention._flat import IDENTITIES, _inner
+from pallas_kernels._jaxpr import evaluate, inlined, needed
 
 
 def flatten(closed: Any, outputs: int | None = None) -> Any:
     """The equations of a closed jaxpr without calls, of its first outputs or of all."""
+    count = len(closed.out_avals) if outputs is None else outputs
+    jaxpr = inlined(closed, range(count), _plainer).jaxpr
+    return jaxpr.replace(eqns=needed(jaxpr.eqns, jaxpr.outvars))
 
-    def walk(jaxpr, consts, arguments):
-        values = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, arguments, strict=True))
-        read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
-        for equation in jaxpr.eqns:
-            operands = [read(a) for a in equation.invars]
-            inner = _inner(equation)
-            same = equation.primitive.name == "reshape" and operands[0].shape == equation.outvars[0].aval.shape
-            if same or equation.primitive.name in IDENTITIES:
-                found = operands
-            elif equation.primitive.name == "add_any":
-                found = [operands[0] + operands[1]]
-            elif inner is not None:
-                found = walk(*inner, operands)
-            else:
-                params = equation.primitive.get_bind_params(equation.params)
-                found = equation.primitive.bind(*operands, **params)
-                found = found if equation.primitive.multiple_results else [found]
-            values |= dict(zip(equation.outvars, found, strict=True))
-        return [read(v) for v in jaxpr.outvars]
 
-    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
-    jaxpr = jax.make_jaxpr(lambda *arguments: walk(closed.jaxpr, closed.consts, arguments)[:outputs])(*shapes).jaxpr
-    needed, kept = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)}, []
-    for equation in reversed(jaxpr.eqns):
-        if not needed.isdisjoint(equation.outvars):
-            kept.append(equation)
-            needed |= {v for v in equation.invars if not isinstance(v, core.Literal)}
-    return jaxpr.replace(eqns=kept[::-1])
+def _plainer(equation: Any, operands: Sequence) -> list | None:
+    """What derivatives bring with them, said in fewer words."""
+    if equation.primitive.name == "reshape" and operands[0].shape == equation.outvars[0].aval.shape:
+        return list(operands)
+    return [operands[0] + operands[1]] if equation.primitive.name == "add_any" else None
+
+
+def run(jaxpr: Any, arguments: Sequence) -> list:
+    """A flat jaxpr, its products as matrix units take them."""
+    return evaluate(jaxpr, (), arguments, _product)
+
+
+def _product(equation: Any, operands: Sequence) -> list | None:
+    """A product whose operands are of one type, the 16-bit one if there is any: cotangents are float32."""
+    if equation.primitive is not lax.dot_general_p:
+        return None
+    narrow = [a.dtype for a in operands if a.dtype.itemsize == 2]
+    x, y = (a.astype(narrow[0]) for a in operands) if narrow else operands
+    found = lax.dot_general(
+        x, y, equation.params["dimension_numbers"], precision=None if narrow else lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )  # fmt: skip
+    return [found.astype(equation.outvars[0].aval.dtype)]

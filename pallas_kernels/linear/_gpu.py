@@ -1,4 +1,4 @@
-"""Walks on Hopper GPUs: one kernel takes the carries from chunk to chunk, and all the rest is done for all chunks at once.
+"""Walks on Hopper GPUs: one kernel takes the carries from chunk to chunk; the rest is done for all chunks at once.
 
 A block of threads holds one carry, or some columns of it, in the registers of a warpgroup. Operands of its products lie
 in shared memory: what is known of a chunk is copied there while the chunk before is computed, what is computed is put
@@ -21,7 +21,9 @@ from jax.extend import core
 from pallas_kernels import _compat
 from pallas_kernels._target import Target
 from pallas_kernels.attention.gpu._fragments import DOWN, MATRIX, PARTS, ROWS_EACH, SWIZZLE
-from pallas_kernels.linear._core import ELEMENTWISE, Core, cut, run_before
+from pallas_kernels.linear._core import ELEMENTWISE, Core, cut
+from pallas_kernels.linear._flat import flatten
+from pallas_kernels.linear._flat import run as evaluate
 from pallas_kernels.linear._plan import Unsupported, Walk
 
 STAGES = 2
@@ -32,11 +34,10 @@ def run(plan: Walk, arrays: Sequence[jax.Array], target: Target) -> list[jax.Arr
     """A walk with one leading axis; see ``pallas_kernels.linear.walk``."""
     count = plan.step.carries
     carries, chunks = list(arrays[:count]), list(arrays[count:])
-    found = cut(plan.step)
-    known = jax.vmap(jax.vmap(lambda *chunk: run_before(found, list(chunk))))(*chunks)
+    found, whole = cut(plan.step), flatten(plan.step.jaxpr)
+    known = jax.vmap(jax.vmap(lambda *chunk: evaluate(found.before, chunk)))(*chunks)
     before, last = _Call(found, plan.backward, target)(carries, known)
-    step = lambda *given: jax.core.eval_jaxpr(plan.step.jaxpr.jaxpr, plan.step.jaxpr.consts, *given)[count:]
-    return [*last, *jax.vmap(jax.vmap(step))(*before, *chunks)]
+    return [*last, *jax.vmap(jax.vmap(lambda *given: evaluate(whole, given)[count:]))(*before, *chunks)]
 
 
 def _whole(n: int) -> int:
@@ -65,7 +66,7 @@ class _Known:
 
 @dataclasses.dataclass
 class _Value:
-    """A value of the core: fragments of 64 rows in registers, or operands in shared memory, or a product to be computed.
+    """A value of the core: fragments of 64 rows in registers, operands in shared memory, or a product to be computed.
 
     Attributes:
         shape: of the matrix, cut and filled up.
@@ -182,7 +183,11 @@ class _Call:
             )
         ring = [shared((self.stages, *shape), dtype) for shape, dtype in moved]
         stage = [[shared(shape, dtype) for _ in range(n)] for (shape, dtype, _), n in slots.items()]
-        return {"ring": ring, "stage": stage, "full": plgpu.Barrier(num_arrivals=max(len(ring), 1), num_barriers=self.stages)}
+        return {
+            "ring": ring,
+            "stage": stage,
+            "full": plgpu.Barrier(num_arrivals=max(len(ring), 1), num_barriers=self.stages),
+        }
 
     def _narrow(self, e: Any) -> Any:
         """The 16-bit type in which a product's operands are."""

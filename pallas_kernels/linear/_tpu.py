@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.extend import core
 
 from pallas_kernels._target import MIB, Target
 from pallas_kernels.linear._flat import flatten
+from pallas_kernels.linear._flat import run as evaluate
 from pallas_kernels.linear._plan import Unsupported, Walk
 
 TOKENS = 256
@@ -84,7 +82,7 @@ def _kernel(jaxpr: Any, count: int, chunks: int, group: int, backward: bool, *re
 
     carry = [x[...] for x in held]
     for n in reversed(range(group)) if backward else range(group):
-        found = evaluate(jaxpr, *carry, *(x[n] for x in ins))
+        found = evaluate(jaxpr, [*carry, *(x[n] for x in ins)])
         carry = found[:count]
         for ref, x in zip(outs, found[count:], strict=True):
             ref[n] = x
@@ -95,30 +93,3 @@ def _kernel(jaxpr: Any, count: int, chunks: int, group: int, backward: bool, *re
     def _():
         for ref, x in zip(last, carry, strict=True):
             ref[...] = x
-
-
-def evaluate(jaxpr: Any, *arguments: jax.Array) -> list[jax.Array]:
-    """A flat jaxpr, its products as matrix units take them."""
-    values = dict(zip(jaxpr.invars, arguments, strict=True))
-    read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
-    for equation in jaxpr.eqns:
-        operands = [read(a) for a in equation.invars]
-        if equation.primitive is lax.dot_general_p:
-            found = [_product(*operands, equation)]
-        else:
-            params = equation.primitive.get_bind_params(equation.params)
-            found = equation.primitive.bind(*operands, **params)
-            found = found if equation.primitive.multiple_results else [found]
-        values |= dict(zip(equation.outvars, found, strict=True))
-    return [read(v) for v in jaxpr.outvars]
-
-
-def _product(x: jax.Array, y: jax.Array, equation: Any) -> jax.Array:
-    """A product whose operands are of one type, the 16-bit one if there is any (cotangents are float32)."""
-    narrow = [a.dtype for a in (x, y) if a.dtype.itemsize == 2]
-    x, y = (a.astype(narrow[0]) for a in (x, y)) if narrow else (x, y)
-    found = lax.dot_general(
-        x, y, equation.params["dimension_numbers"], precision=None if narrow else lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )  # fmt: skip
-    return found.astype(equation.outvars[0].aval.dtype)

@@ -9,19 +9,27 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from attnjax.tasks import slot_probabilities
 from experiments import associative_recall as experiment
 from experiments.associative_recall import by_hand
 from experiments.associative_recall.models import Family, build, repeated, state_size
-from experiments.associative_recall.study import Course, Result
+from experiments.associative_recall.study import Course, Result, guess
 from experiments.framework.context import UsageError
 
 CONFIG = dataclasses.replace(experiment.Config.quick(), seeds=3, steps=40)
 
 
 def test_attention_that_is_written_down_recalls():
-    """At any width; where the second layer looks at first slots, it does not."""
+    """Every question, in few dimensions."""
     sizes = {"vocabulary": 64, "length": 32, "pairs": 6, "batch": 32}
     assert by_hand.accuracy(8, jax.random.key(0), **sizes) == 1.0
+
+
+def test_the_best_guess_knows_that_early_pairs_are_asked_for_first():
+    """Two pairs and two places: the first pair has the first place with the probability of that slot."""
+    config = dataclasses.replace(CONFIG, pairs=2, length=8)
+    expected = float(slot_probabilities(2)[0])
+    assert guess(jax.random.key(0), config) == pytest.approx(expected, abs=0.02)
 
 
 def test_repeated_tokens_are_the_questions():
@@ -60,7 +68,7 @@ def result(finals: dict[str, tuple[float, float]], exact: float = 1.0) -> Result
     courses = {
         family: {16: course(0.1, small, 100), 32: course(0.1, large, 1000)} for family, (small, large) in finals.items()
     }
-    return Result(CONFIG, {8: exact, 16: exact}, np.full(3, exact), 0.25, courses)
+    return Result(CONFIG, {8: exact, 16: exact}, np.full(3, exact), 0.25, 0.3, courses)
 
 
 def test_claims_pass_on_what_the_paper_describes_and_fail_on_the_opposite():

@@ -200,5 +200,3 @@ def test_momentum_and_float64_have_no_kernel(x64):
             linear.titans(x, x, x, jnp.ones((32, 2), jnp.float32), form="pallas")
         with pytest.raises(NotImplementedError, match="float64"):
             linear.attend(*[x.astype(jnp.float64)] * 3, form="pallas")
-
-

@@ -126,8 +126,9 @@ def test_oja_turns_to_the_first_components():
 def test_the_noise_of_corrected_writes_by_age(beta):
     """Exactly, also where there are more pairs than features: the familiar ``1 - (1 - 1 / d)^s`` is half of it there."""
     k, v = pairs(400, 24, 1, 8)
-    errors = lambda k, v: jnp.sum((hebbian.read(hebbian.delta(k, v, jnp.full(k.shape[:-1], beta)), k) - v) ** 2, -1)
-    found, law = np.asarray(once(errors)(k, v))[:, ::-1, 0], theory.delta_noise(24, 8, beta)
+    state = once(lambda k, v: hebbian.delta(k, v, jnp.full(k.shape[:-1], beta)))(k, v)
+    found = np.asarray(jnp.sum((hebbian.read(state, k) - v) ** 2, -1))[:, ::-1, 0]
+    law = theory.delta_noise(24, 8, beta)
     ages = np.array([0, 1, 8, 23])
     assert_measured(found[:, ages], law[ages])
     assert_measured(found.mean(1), law.mean())

@@ -138,7 +138,7 @@ def delta_noise(pairs: int, features: int, beta: float = 1.0) -> Float[np.ndarra
 
 
 def common_noise(pairs: int, features: int, common: float) -> float:
-    """``n c^4 + (4 c^2 + (n - 1) (2 c^2 + 1)) / d``: of Hebb's sum where the same vector of length c is added to all unit
+    """``n c^4 + (4 c^2 + (n - 1) (2 c^2 + 1)) / d``: of Hebb's sum where one vector of length c is added to all unit
     keys.
 
     Args:

@@ -99,31 +99,34 @@ def _steps(course: Course, config: Config) -> str:
 
 
 def _ordered(result: Result) -> list[Claim]:
-    config = result.config
+    """Orders of recall at the smallest width, where states are scarce: at the largest, many learn everything.
+
+    That states hold anything at all is claimed at the largest, where they have learned to.
+    """
+    widths = result.config.widths
     here = [family for family in LINEAR if family in result.courses]
-    pairs = [("softmax", family) for family in here]
-    pairs += [("taylor", family) for family in here if family != "taylor" and "taylor" in here]
-    pairs += [(family, "base_conv") for family in here if "base_conv" in result.courses]
-    found = []
-    for more, less in pairs:
-        measured, interval = _over_seeds(_final(result, more) - _final(result, less))
-        states = [result.courses[family][config.widths[-1]].state for family in (more, less)]
-        found.append(
-            Claim.at_least(
-                f"{more}-over-{less}".replace("_", "-"),
-                f"{_where(config)}: accuracy with {more} ({states[0]} numbers of state) less that with {less} "
-                f"({states[1]}), width {config.widths[-1]}.",
-                f"{PAPER}; Arora et al., 2024, Based, arXiv 2402.18668",
-                predicted=0.0,
-                measured=measured,
-                interval=interval,
-                tolerance=0.02,
-                reason=f"{ORDER} Two that have learned everything differ by noise.",
-            )
-        )
-    if len(config.widths) > 1:
-        found += [_grows(result, family) for family in here]
-    return found
+    found = [_over(result, "softmax", family, widths[0]) for family in here]
+    if "taylor" in here:
+        found += [_over(result, "taylor", family, widths[0]) for family in here if family != "taylor"]
+    if "base_conv" in result.courses:
+        found += [_over(result, family, "base_conv", widths[-1]) for family in here]
+    return found + [_grows(result, family) for family in here if len(widths) > 1]
+
+
+def _over(result: Result, more: str, less: str, width: int) -> Claim:
+    measured, interval = _over_seeds(_final(result, more, width) - _final(result, less, width))
+    states = [result.courses[family][width].state for family in (more, less)]
+    return Claim.at_least(
+        f"{more}-over-{less}".replace("_", "-"),
+        f"{_where(result.config)}: accuracy with {more} ({states[0]} numbers of state) less that with {less} "
+        f"({states[1]}), width {width}.",
+        f"{PAPER}; Arora et al., 2024, Based, arXiv 2402.18668",
+        predicted=0.0,
+        measured=measured,
+        interval=interval,
+        tolerance=0.0,
+        reason=ORDER,
+    )
 
 
 def _grows(result: Result, family: str) -> Claim:

@@ -9,8 +9,15 @@ from experiments.language_model.verdicts import uniform
 
 
 def plot(result: Result) -> dict[str, Figure]:
-    """Loss against the baselines; entropy and sink by layer and head over training; attention received by each key."""
-    return {"loss": _plot_loss(result), "attention": _plot_attention(result), "key_mass": _plot_key_mass(result)}
+    """Loss against the baselines; entropy and sink by layer and head over training; attention received by each key.
+
+    The last two are of what has weights.
+    """
+    weighted = tuple(course for course in result.courses if np.isfinite(course.measured.entropy).all())
+    if not weighted:
+        return {"loss": _plot_loss(result)}
+    shown = result._replace(courses=weighted)
+    return {"loss": _plot_loss(result), "attention": _plot_attention(shown), "key_mass": _plot_key_mass(shown)}
 
 
 def _plot_loss(result: Result) -> Figure:

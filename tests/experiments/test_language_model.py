@@ -99,7 +99,7 @@ def test_every_attention_has_a_normalizer_and_a_gradient(texts):
     assert set(get_args(lm.Attention)) == {*lm._NORMALIZERS, *lm._LINEAR}
     config = experiment.Config(**TINY, steps=1)
     batch = training.fixed_batch(corpora.load((texts,), held_out_bytes=2_000), config)
-    for name in (*lm._NORMALIZERS, "gated-delta-rule"):
+    for name in get_args(lm.Attention)[: len(lm._NORMALIZERS) + 1]:
         parts = lm.build(config, name)
         loss = lambda p, parts=parts: lm.nats(parts.model(p)(lm.inputs(batch)), batch).mean()
         gradient = jax.jit(jax.grad(loss))(parts.params)
@@ -149,6 +149,16 @@ def test_measured_shares_are_means_of_weights(texts):
         if name == "softmax":
             np.testing.assert_allclose(found.share, found.sink, rtol=1e-5)
     assert lm.uniform_sink(4) == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
+
+
+def test_what_has_no_weights_is_measured_as_unknown(texts):
+    config = experiment.Config(**TINY)
+    batch = training.fixed_batch(corpora.load((texts,), held_out_bytes=2_000), config)
+    shapes, names = [], get_args(lm.Attention)
+    for name in (names[0], names[-1]):
+        parts = lm.build(config, name)
+        shapes.append(jax.eval_shape(lambda params, parts=parts: lm.measure(parts.model(params), batch), parts.params))
+    assert jax.tree.map(jnp.shape, shapes[0]) == jax.tree.map(jnp.shape, shapes[1])
 
 
 def test_generation_conditions_on_the_last_bytes():

@@ -17,7 +17,7 @@ NAMES = [*MECHANISMS, "base_conv", "light_conv", "dynamic_conv"]
 QUICKLY = {"xla_backend_optimization_level": 0}
 RELATIVES = {
     "taylor", "log_normal", "lightning", "latte", "wkv", "kimi_delta_rule", "moneta", "yaad", "memora", "elastic_net",
-    "neural_memory", "flow_attention", "fastmax", "light_net", "injective_attention", "enhanced_linear_attention", "selective_state_space", "moving_average", "delta_rule",
+    "neural_memory", "flow_attention", "fastmax", "light_net", "aaren", "light_conv", "injective_attention", "enhanced_linear_attention", "selective_state_space", "moving_average", "delta_rule",
 }  # fmt: skip
 each = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in RELATIVES else []) for name in NAMES]

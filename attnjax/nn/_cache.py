@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from attnjax import masks
+from attnjax import _compat, masks
 from attnjax.attention._component import Where, array, component, leaves
 from attnjax.attention.masks import Mask
 from attnjax.attention.scores import Score
@@ -28,7 +28,15 @@ class Cache(NamedTuple):
 
 
 def appended(cache: Cache, key: Array, value: Array) -> Cache:
-    """The cache with more tokens."""
+    """The cache with more tokens.
+
+    Raises:
+        ValueError: they are known not to fit.
+    """
+    places, added = cache.key.shape[-3], key.shape[-3]
+    seen = 0 if _compat.is_traced(cache.seen) else int(cache.seen)
+    if seen + added > places:
+        raise ValueError(f"state: got {added} tokens for a cache that holds {seen} of {places}, wanted room for them.")
     put = lambda held, new: jax.lax.dynamic_update_slice_in_dim(held, new.astype(held.dtype), cache.seen, held.ndim - 3)
     return Cache(put(cache.key, key), put(cache.value, value), cache.seen + key.shape[-3])
 

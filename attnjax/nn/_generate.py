@@ -54,17 +54,19 @@ def generate(
     if temperature and key is None:
         raise ValueError("key: got None, wanted a random key, or temperature=0.")
     graph, state = nnx.split(model)
-    return _generate(graph, state, tokens, jax.random.key(0) if key is None else key, length, float(temperature))
+    key = jax.random.key(0) if key is None else key
+    return _generate(graph, state, tokens, key, jnp.float32(temperature), length)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def _generate(graph: Any, state: Any, tokens: Array, key: Array, length: int, temperature: float) -> Array:
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _generate(graph: Any, state: Any, tokens: Array, key: Array, temperature: Array, length: int) -> Array:
     model = nnx.merge(graph, state)
     *batch, prompt = tokens.shape
     logits, held = model(tokens, state=model.empty(batch, prompt + length), return_state=True)
 
     def draw(key: Array, logits: Array) -> Array:
-        return jax.random.categorical(key, logits / temperature) if temperature else jnp.argmax(logits, -1)
+        drawn = jax.random.categorical(key, logits / jnp.where(temperature > 0, temperature, 1).astype(logits.dtype))
+        return jnp.where(temperature > 0, drawn, jnp.argmax(logits, -1))
 
     def step(carry: tuple[Array, Any], key: Array) -> tuple[tuple[Array, Any], Array]:
         token, held = carry

@@ -88,8 +88,8 @@ class Block(nnx.Module):
         state: Any = None,
         return_state: bool = False,
         **knobs: Any,
-    ) -> tuple[Float[Array, "*B T D"], dict[str, Array], Any]:
-        """The block's output, its attention's statistics (none without ``stats``) and its state (None unless asked).
+    ) -> tuple[Any, ...]:
+        """The block's output, its attention's statistics (an empty dict without ``stats``) and, if asked for, its state.
 
         ``run`` (form, chunk_size) is for linear mechanisms, ``stats`` and ``knobs`` are for softmax attention.
         """
@@ -99,9 +99,9 @@ class Block(nnx.Module):
         found = self.attention(self.attention_norm(x), **common, **own)
         o, *rest = found if isinstance(found, tuple) else (found,)
         x = x + o
-        kept = rest.pop() if return_state else None
+        kept = [rest.pop()] if return_state else []
         measured = rest.pop() if rest else {}
-        return x + self.down(self.activation(self.up(self.mlp_norm(x)))), measured, kept
+        return x + self.down(self.activation(self.up(self.mlp_norm(x)))), measured, *kept
 
 
 class TransformerLM(nnx.Module):
@@ -200,16 +200,16 @@ class TransformerLM(nnx.Module):
         Raises:
             ValueError: statistics of a model without softmax attention.
         """
+        if stats and not any(isinstance(block.attention, Attention) for block in self.blocks):
+            raise ValueError(f"stats: got {stats!r} of a model without softmax attention, wanted ().")
         x = self.embed(tokens)
         before = [None] * len(self.blocks) if state is None else state
         common: dict[str, Any] = dict(stats=stats, run=run, segment_ids=segment_ids, return_state=return_state, **knobs)
         measured, after = [], []
         for block, held in zip(self.blocks, before, strict=True):
-            x, found, kept = block(x, state=held, **common)
+            x, found, *kept = block(x, state=held, **common)
             measured += [found] if found else []
-            after.append(kept)
-        if stats and not measured:
-            raise ValueError(f"stats: got {stats!r} of a model without softmax attention, wanted ().")
+            after += kept
         x = self.norm(x)
         logits = self.embed.attend(x) if self.head is None else self.head(x)
         stacked = [{name: jnp.stack([found[name] for found in measured]) for name in measured[0]}] if stats else []

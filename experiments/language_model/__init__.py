@@ -5,7 +5,7 @@ bits per byte on the held-out files with a unigram, a bigram and gzip. While it 
 the attention on the first position (the sink) and the attention that each key receives are measured for every layer
 and head, streamed beside the output. A second model, which differs in its attention only, is trained for comparison.
 
-    --text FILE ...   other text          --attention NAME   other weights         --window, --sinks, --positions
+    --text FILE ...   other text     --attention NAME   other weights, or linear time     --window, --sinks, --positions
     --resume          go on after Ctrl-C, a kill or a power cut: the result is the same to the last bit
 """
 

@@ -20,7 +20,7 @@ class Config:
     text: tuple[Path, ...] = ()
     """Text files or folders to learn from. Default: the standard library of the running Python."""
     attention: lm.Attention = "softmax"
-    """How scores become weights."""
+    """How scores become weights, or a mechanism of linear time, which has none."""
     compare: lm.Attention | Literal["none"] = "sigmoid"
     """Attention of the second model."""
     positions: lm.Positions = "rotary"

@@ -95,17 +95,18 @@ def test_mistakes_are_named():
         model(mixer=())
     with pytest.raises(ValueError, match="of a model without softmax attention"):
         model(mixer="retention")(TOKENS, stats=("entropy",))
-    prompt = TOKENS[:, :PROMPT]
+    module, prompt = model(), TOKENS[:, :PROMPT]
     with pytest.raises(ValueError, match="key: got None"):
-        generate(model(), prompt, 4)
+        generate(module, prompt, 4)
     with pytest.raises(ValueError, match="temperature: got -1"):
-        generate(model(), prompt, 4, temperature=-1)
+        generate(module, prompt, 4, temperature=-1)
     with pytest.raises(ValueError, match="got 4 and 0 tokens"):
-        generate(model(), prompt, 0, temperature=0)
+        generate(module, prompt, 0, temperature=0)
     with pytest.raises(NotImplementedError, match="mask: got .* of shape .*, with an axis of queries"):
         generate(model(mask=masks.from_array(jnp.tri(PROMPT, dtype=bool))), prompt, 4, temperature=0)
     with pytest.raises(ValueError, match="return_state: got no state to add to"):
-        model()(prompt, return_state=True)
-    module = model()
+        module(prompt, return_state=True)
+    with pytest.raises(ValueError, match="got 4 tokens for a cache that holds 0 of 3"):
+        module(prompt, state=module.empty((2,), 3), return_state=True)
     with pytest.raises(NotImplementedError, match="a state holds one segment"):
         module(prompt, state=module.empty((2,), 9), segment_ids=jnp.zeros((2, PROMPT), int))

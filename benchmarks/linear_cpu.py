@@ -88,7 +88,7 @@ def draw(kind: str, config: Config, length: int) -> dict[str, jax.Array]:
 
 @functools.cache
 def compiled(form: str, chunk_size: int, gradients: bool) -> Callable:
-    """A form of linear attention, or causal softmax attention in blocks; outputs, or gradients of their sum of squares."""
+    """A form of linear attention, or causal softmax in blocks; outputs, or gradients of their sum of squares."""
 
     def forward(arrays: dict) -> jax.Array:
         if form == "softmax":

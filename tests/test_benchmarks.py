@@ -9,7 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import attention_cpu
+from benchmarks import attention_cpu, linear_cpu
 from benchmarks.attention_cpu import QUICK, Config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,3 +59,15 @@ def test_wrong_values_are_not_timed(monkeypatch):
         attention_cpu.speed(TINY)
     with pytest.raises(attention_cpu.WrongValues, match="nan"):
         attention_cpu.require_equal("test", [jnp.array([jnp.nan])], [jnp.ones(1)])
+
+
+def test_linear_attention():
+    """Every section of one kind; wrong values are not timed."""
+    found = linear_cpu.main(linear_cpu.Config(quick=True, kinds=("delta",)))["sections"]
+    for part in ("forward", "forward+backward"):
+        assert set(found["forms"]["delta"][part]["ms"]) == {"chunked", "recurrent", "softmax"}
+        assert set(found["per token"]["delta"][part]["microseconds"]) == {"32", "64"}
+    short, long = found["memory"]["delta"].values()
+    assert 0 < short < long
+    with pytest.raises(linear_cpu.WrongValues, match="relative error"):
+        linear_cpu._require("chunks", jnp.ones(3), jnp.ones(3) * 1.001)

@@ -89,7 +89,7 @@ class Block(nnx.Module):
         return_state: bool = False,
         **knobs: Any,
     ) -> tuple[Any, ...]:
-        """The block's output, its attention's statistics (an empty dict without ``stats``) and, if asked for, its state.
+        """The block's output, its attention's statistics (none without ``stats``) and, if asked for, its state.
 
         ``run`` (form, chunk_size) is for linear mechanisms, ``stats`` and ``knobs`` are for softmax attention.
         """

@@ -95,8 +95,8 @@ def attend(
 
     Forms: "recurrent" goes token by token; "chunked" computes chunks of tokens by products of matrices and hands the
     state from chunk to chunk, in O(T (C + H) (H + V)) time; "parallel" is one chunk of all tokens, O(T^2); "scan" is an
-    associative scan over the states, O(T H V) memory; "pallas" is "chunked" in a kernel for TPU or Hopper that holds the
-    state on the chip (on TPU chunks of 128 suit it, on GPU 64). All give the same numbers, up to rounding.
+    associative scan over the states, O(T H V) memory; "pallas" is "chunked" in a kernel for TPU or Hopper, which holds
+    the state on the chip (on TPU chunks of 128 suit it, on GPU 64). All give the same numbers, up to rounding.
 
     Sources: Katharopoulos et al., 2020, Transformers are RNNs, arXiv 2006.16236; decay by feature and chunks: Yang et
     al., 2023, Gated Linear Attention, arXiv 2312.06635; the delta rule in chunks: Yang et al., 2024, Parallelizing

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from attnjax.linear._poles import Poles, Read
+from attnjax.linear._triangle import inverse
 
 
 class Tokens(NamedTuple):
@@ -94,14 +95,11 @@ def _chunk(tokens: Tokens, reads: Reads) -> _Chunk:
     seen = lambda read: jnp.where(first, poles.reads(read), 0)
     write, erase = v, None
     if beta is not None:
-        # (I + B) u = beta (v - reads(k) state), B the weights between writes: a triangle, solved by substitution. The
-        # inverse by powers of B loses all digits where keys are alike.
+        # (I + B) u = beta (v - reads(k) state), B the weights between writes: a triangle.
         between = beta[:, None] * poles.weights(k[None], k, reads.feedback, same)[0]
         known = seen(reads.feedback) * k[:, None, :]
         right = jnp.concatenate([v, known.reshape(len(k), -1)], 1) * beta[:, None]
-        solved = lax.linalg.triangular_solve(
-            between + jnp.eye(len(k), dtype=between.dtype), right, left_side=True, lower=True, unit_diagonal=True
-        )
+        solved = inverse(between) @ right
         write, erase = solved[:, : v.shape[1]], solved[:, v.shape[1] :].reshape(known.shape)
     weights = poles.weights(jnp.moveaxis(q, 1, 0), k, reads.output, same)
     state, left = poles.carry()

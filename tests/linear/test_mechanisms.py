@@ -1,5 +1,8 @@
 """Named mechanisms against what they are said to be."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -281,3 +284,16 @@ def test_corrected_writes_leave_less_noise_than_sums_and_the_last_one_none():
     print(summed.mean(), corrected.mean(), corrected[-1])
     assert corrected.mean() < 0.75 * summed.mean()
     assert corrected[-1] < 1e-20
+
+
+def test_gradients_of_the_delta_rule_on_a_machine_as_it_is():
+    """Without this suite's simulated devices, whose threads hide it: XLA's solver of triangles waited here forever."""
+    program = """
+import jax, jax.numpy as jnp
+from attnjax import linear
+x = jax.random.normal(jax.random.key(0), (512, 8, 64)) / 8
+loss = jax.jit(jax.grad(lambda x: linear.delta_rule(x, x, x, jnp.ones((512, 8))).sum()))
+for _ in range(3):
+    jax.block_until_ready(loss(x))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

@@ -291,9 +291,11 @@ def test_gradients_of_the_delta_rule_on_a_machine_as_it_is():
     program = """
 import jax, jax.numpy as jnp
 from attnjax import linear
-x = jax.random.normal(jax.random.key(0), (512, 8, 64)) / 8
-loss = jax.jit(jax.grad(lambda x: linear.delta_rule(x, x, x, jnp.ones((512, 8))).sum()))
+keys = jax.random.split(jax.random.key(0), 5)
+q, k, v = (jax.random.normal(key, (512, 8, 64)) / 8 for key in keys[:3])
+beta, decay = (jax.random.uniform(key, (512, 8)) for key in keys[3:])
+loss = jax.jit(jax.grad(lambda *x: (linear.delta_rule(*x) ** 2).sum(), (0, 1, 2, 3, 4)))
 for _ in range(3):
-    jax.block_until_ready(loss(x))
+    jax.block_until_ready(loss(q, k, v, beta, -decay))
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

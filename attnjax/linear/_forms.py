@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from attnjax.linear._poles import Poles, Read
-from attnjax.linear._triangle import inverse
+from attnjax.linear._triangle import solve
 
 
 class Tokens(NamedTuple):
@@ -99,7 +99,7 @@ def _chunk(tokens: Tokens, reads: Reads) -> _Chunk:
         between = beta[:, None] * poles.weights(k[None], k, reads.feedback, same)[0]
         known = seen(reads.feedback) * k[:, None, :]
         right = jnp.concatenate([v, known.reshape(len(k), -1)], 1) * beta[:, None]
-        solved = inverse(between) @ right
+        solved = solve(between, right)
         write, erase = solved[:, : v.shape[1]], solved[:, v.shape[1] :].reshape(known.shape)
     weights = poles.weights(jnp.moveaxis(q, 1, 0), k, reads.output, same)
     state, left = poles.carry()

@@ -10,34 +10,35 @@ LEAF = 16
 """Rows that are substituted one after another."""
 
 
-@jax.custom_jvp
-def inverse(below: jax.Array) -> jax.Array:
-    """``(I + B)^-1`` of a matrix B below the diagonal, ``[C, C]``.
+def solve(below: jax.Array, right: jax.Array) -> jax.Array:
+    """``(I + B)^-1 R`` of a matrix B below the diagonal, ``[C, C]`` and ``[C, V]``.
 
-    By substitution in leaves of 16 rows, and from halves above them, ``[[X_1, 0], [-X_2 B_21 X_1, X_2]]``: the sum of
-    powers of B loses all digits where keys are alike.
+    By substitution, 16 rows at a time: the sum of powers of B loses all digits where keys are alike, and the inverse
+    of the whole some of them.
     """
-    length, size = len(below), LEAF
-    padded = LEAF << max(0, -(-length // LEAF) - 1).bit_length()
+    length = len(below)
+    padded = -(-length // LEAF) * LEAF
     below = jnp.pad(below, [(0, padded - length)] * 2)
-    blocks = lambda size: below.reshape(padded // size, size, padded // size, size)
-    leaves = jnp.stack([blocks(LEAF)[n, :, n] for n in range(padded // LEAF)])
-    found = jnp.broadcast_to(jnp.eye(LEAF, dtype=below.dtype), leaves.shape)
-    for j in range(LEAF - 1):
-        found = found - leaves[:, :, j : j + 1] * found[:, j : j + 1]
-    while size < padded:
-        early, late = found[0::2], found[1::2]
-        across = jnp.stack([blocks(size)[n, :, n - 1] for n in range(1, padded // size, 2)])
-        joint = -(late @ (across @ early))
-        found = jnp.concatenate(
-            [jnp.concatenate([early, jnp.zeros_like(joint)], 2), jnp.concatenate([joint, late], 2)], 1
-        )
-        size *= 2
-    return found[0, :length, :length]
+    right = jnp.pad(right, [(0, padded - length), (0, 0)])
+    rows = [slice(n, n + LEAF) for n in range(0, padded, LEAF)]
+    leaves = _inverse(jnp.stack([below[at, at] for at in rows]))
+    found = leaves[0] @ right[rows[0]]
+    for leaf, at in zip(leaves[1:], rows[1:], strict=True):
+        found = jnp.concatenate([found, leaf @ (right[at] - below[at, : at.start] @ found)])
+    return found[:length]
 
 
-@inverse.defjvp
+@jax.custom_jvp
+def _inverse(below: jax.Array) -> jax.Array:
+    """``(I + B)^-1`` of small matrices below the diagonal, ``[M, C, C]``."""
+    found = jnp.broadcast_to(jnp.eye(below.shape[-1], dtype=below.dtype), below.shape)
+    for j in range(below.shape[-1] - 1):
+        found = found - below[:, :, j : j + 1] * found[:, j : j + 1]
+    return found
+
+
+@_inverse.defjvp
 def _(primals, tangents):
     (below,), (along,) = primals, tangents
-    found = inverse(below)
+    found = _inverse(below)
     return found, -(found @ (along @ found))

@@ -88,3 +88,24 @@ def test_keys_that_are_alike(size):
             want = np.asarray(of(jnp.float64, "recurrent"))
         got = np.asarray(of(jnp.float32, "chunked"))
         assert np.max(np.abs(got - want)) < 2e-4 * np.max(np.abs(want)), strength
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decay", [1.0, 1 - 1e-6, 0.99, 1e-6, "wild"])
+def test_corrections_over_a_long_sequence(decay):
+    """The delta rule over 65,536 tokens in float32, values and gradients, with strengths up to 2."""
+    length, rng = 65536, np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, length, 1, 16))
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    beta, weights = rng.uniform(0, 2, (length, 1)), rng.standard_normal((length, 1, 16))
+    log = rng.uniform(np.log(1e-6), 0, (length, 1)) if decay == "wild" else np.full((length, 1), np.log(decay))
+
+    def of(dtype):
+        *arrays, cotangent = (jnp.asarray(x, dtype) for x in (q, k, v, beta, log, weights))
+        out, pull = jax.vjp(linear.delta_rule, *arrays)
+        return jax.tree.map(np.asarray, (out, pull(cotangent)))
+
+    with jax.enable_x64(True):
+        want = of(jnp.float64)
+    for a, b in zip(jax.tree.leaves(of(jnp.float32)), jax.tree.leaves(want), strict=True):
+        assert np.max(np.abs(a - b)) < 1e-4 * np.max(np.abs(b))

@@ -6,7 +6,6 @@ there. Outputs follow from the carries before each chunk.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -21,10 +20,11 @@ from jax.extend import core
 from pallas_kernels import _compat
 from pallas_kernels._target import Target
 from pallas_kernels.attention.gpu._fragments import DOWN, MATRIX, PARTS, ROWS_EACH, SWIZZLE
-from pallas_kernels.linear._core import ELEMENTWISE, Core, cut
+from pallas_kernels.linear._core import Core, cut
 from pallas_kernels.linear._flat import flatten
 from pallas_kernels.linear._flat import run as evaluate
 from pallas_kernels.linear._plan import Unsupported, Walk
+from pallas_kernels.linear._registers import Evaluator, Value
 
 STAGES = 2
 """Chunks whose known values are in shared memory at once, at most."""
@@ -64,25 +64,6 @@ class _Known:
         return self.parts > 0
 
 
-@dataclasses.dataclass
-class _Value:
-    """A value of the core: fragments of 64 rows in registers, operands in shared memory, or a product to be computed.
-
-    Attributes:
-        shape: of the matrix, cut and filled up.
-        rows: for each 64 rows a matrix ``[64, n]``, or a vector ``[64]`` of what is the same along them; or one number.
-        stored: 16-bit matrices in shared memory whose sum it is.
-        product: two values and the axes over which they are multiplied.
-        dtype: its type.
-    """
-
-    shape: tuple[int, ...]
-    dtype: Any
-    rows: Any = None
-    stored: tuple | None = None
-    product: tuple | None = None
-
-
 class _Call:
     """The kernel of a core."""
 
@@ -104,7 +85,7 @@ class _Call:
         self.slice = ROWS_EACH if apart else None
         self.slices = columns.pop() // ROWS_EACH if apart else 1
 
-    def _shape(self, v: Any) -> tuple[int, ...]:
+    def shape(self, v: Any) -> tuple[int, ...]:
         """Of a variable in the kernel."""
         full = tuple(n if n == 1 else _whole(n) for n in v.aval.shape)
         if self.slice is None:
@@ -112,7 +93,7 @@ class _Call:
         return tuple(self.slice if (v, axis) in self.core.apart else n for axis, n in enumerate(full))
 
     def _known(self, v: Any) -> _Known:
-        shape = self._shape(v)
+        shape = self.shape(v)
         matrix = len(shape) == 2 and min(shape) > 1
         cut = [axis for axis in range(len(shape)) if self.slice is not None and (v, axis) in self.core.apart]
         return _Known(shape, self.parts[v] if v in self.multiplied and matrix else 0, cut[0] if cut else None)
@@ -169,8 +150,8 @@ class _Call:
                 continue
             for side, a in enumerate(e.invars):
                 if a not in self.core.known:
-                    key = (self._shape(a), self._narrow(e), side)
-                    slots[key] = max(slots.get(key, 0), self._parts(e))
+                    key = (self.shape(a), self.narrow(e), side)
+                    slots[key] = max(slots.get(key, 0), self.parts_of(e))
         self.slots = list(slots)
         once = sum(math.prod(shape) * 2 for shape, _ in moved)
         kept = sum(math.prod(shape) * 2 * n for (shape, _, _), n in slots.items()) + 4096
@@ -189,12 +170,12 @@ class _Call:
             "full": plgpu.Barrier(num_arrivals=max(len(ring), 1), num_barriers=self.stages),
         }
 
-    def _narrow(self, e: Any) -> Any:
+    def narrow(self, e: Any) -> Any:
         """The 16-bit type in which a product's operands are."""
         narrow = [a.aval.dtype for a in e.invars if a.aval.dtype.itemsize == 2]
         return jnp.dtype(narrow[0]) if narrow else jnp.dtype(jnp.bfloat16)
 
-    def _parts(self, e: Any) -> int:
+    def parts_of(self, e: Any) -> int:
         return 1 if any(a.aval.dtype.itemsize == 2 for a in e.invars) else PARTS
 
     # --- the kernel
@@ -228,12 +209,13 @@ class _Call:
             return [ref.at[(*lead, pl.ds(n * ROWS_EACH, ROWS_EACH), columns)] for n in range(shape[0] // ROWS_EACH)]
 
         columns = slice(None) if self.slice is None else pl.ds(part * self.slice, self.slice)
-        shapes = [self._shape(v) for v in self.core.carries]
+        shapes = [self.shape(v) for v in self.core.carries]
         carry = tuple(
             tuple(_compat.load(x, MATRIX) for x in fragments(ref, (point,), shape, columns))
             for ref, shape in zip(first, shapes, strict=True)
         )
         ahead = self.stages - 1
+        evaluator = Evaluator(self, scratch["stage"])
         if moved and ahead:
             fetch(jnp.int32(0))
 
@@ -251,13 +233,10 @@ class _Call:
             for v, kind, refs, to in zip(self.core.known, self.kinds, own, stored, strict=True):
                 values[v] = self._read(v, kind, refs, [x.at[slot] for x in to], (point, chunk), part)
             for v, rows, shape in zip(self.core.carries, carry, shapes, strict=True):
-                values[v] = _Value(shape, jnp.dtype(jnp.float32), rows=list(rows))
-            _Evaluator(self, scratch["stage"]).run(values)
-            return tuple(
-                tuple(_Evaluator(self, scratch["stage"]).rows(values[v], shape)) for v, shape in zip(
-                    self.core.outputs, shapes, strict=True
-                )
-            )  # fmt: skip
+                values[v] = Value(shape, jnp.dtype(jnp.float32), rows=list(rows))
+            evaluator.run(values)
+            found = zip(self.core.outputs, shapes, strict=True)
+            return tuple(tuple(evaluator.rows(values[v], shape)) for v, shape in found)
 
         carry = lax.fori_loop(jnp.int32(0), jnp.int32(self.length), step, carry)
         for rows, ref, shape in zip(carry, last, shapes, strict=True):
@@ -270,132 +249,21 @@ class _Call:
             for axis in range(len(kind.shape))
         )
 
-    def _read(self, v: Any, kind: _Known, refs: list, stored: list, lead: tuple, part: Any) -> _Value:
+    def _read(self, v: Any, kind: _Known, refs: list, stored: list, lead: tuple, part: Any) -> Value:
         dtype = jnp.dtype(v.aval.dtype)
         if kind.shared:
-            return _Value(kind.shape, dtype, stored=tuple(stored))
+            return Value(kind.shape, dtype, stored=tuple(stored))
         shape, (ref,) = kind.shape, refs
         if math.prod(shape) == 1:
-            return _Value(shape, dtype, rows=ref[(*lead, *(0,) * len(shape))])
+            return Value(shape, dtype, rows=ref[(*lead, *(0,) * len(shape))])
         if shape[1] == 1:
             place = lambda n: ref.at[(*lead, pl.ds(n * ROWS_EACH, ROWS_EACH), 0)]
-            return _Value(shape, dtype, rows=[_compat.load(place(n), DOWN) for n in range(shape[0] // ROWS_EACH)])
+            return Value(shape, dtype, rows=[_compat.load(place(n), DOWN) for n in range(shape[0] // ROWS_EACH)])
         if shape[0] == 1:
             raise Unsupported("a row of numbers in the core of a step")
         columns = self._window(kind, part)[1]
         place = lambda n: ref.at[(*lead, pl.ds(n * ROWS_EACH, ROWS_EACH), columns)]
-        return _Value(shape, dtype, rows=[_compat.load(place(n), MATRIX) for n in range(shape[0] // ROWS_EACH)])
-
-
-class _Evaluator:
-    """Equations of a core on fragments."""
-
-    def __init__(self, call: _Call, stage: list):
-        self.call, self.stage = call, stage
-
-    def run(self, values: dict) -> None:
-        for e in self.call.core.equations:
-            operands = [self._literal(a) if isinstance(a, core.Literal) else values[a] for a in e.invars]
-            values[e.outvars[0]] = self._apply(e, operands)
-
-    def _literal(self, a: Any) -> _Value:
-        return _Value((), jnp.dtype(a.aval.dtype), rows=jnp.asarray(a.val, a.aval.dtype))
-
-    def _apply(self, e: Any, operands: list[_Value]) -> _Value:
-        name, v = e.primitive.name, e.outvars[0]
-        shape, dtype = self.call._shape(v), jnp.dtype(v.aval.dtype)
-        if name == "dot_general":
-            ((left,), (right,)), batch = e.params["dimension_numbers"]
-            if batch != ((), ()):
-                raise Unsupported("a product of many matrices in the core of a step")
-            x, y = (self._stored(o, e, side) for side, o in enumerate(operands))
-            return _Value(shape, dtype, product=(x, left, y, right))
-        if name == "transpose":
-            (x,) = operands
-            if x.product is None:
-                raise Unsupported("a transposed matrix that is no product")
-            a, i, b, j = x.product
-            return _Value(shape, dtype, product=(b, j, a, i))
-        if name == "broadcast_in_dim":
-            (x,) = operands
-            rows = self.rows(x, x.shape) if x.rows is None else x.rows
-            return _Value(shape, dtype, rows=rows)
-        if name == "convert_element_type":
-            (x,) = operands
-            rows = self.rows(x, x.shape)
-            convert = lambda row: row.astype(dtype)
-            return _Value(shape, dtype, rows=[convert(r) for r in rows] if isinstance(rows, list) else convert(rows))
-        if name not in ELEMENTWISE:
-            raise Unsupported(f"{name!r} in the core of a step")
-        params = e.primitive.get_bind_params(e.params)
-        found = [self.rows(x, shape) for x in operands]
-        if not any(isinstance(x, list) for x in found):
-            return _Value(shape, dtype, rows=e.primitive.bind(*found, **params))
-        count = max(len(x) for x in found if isinstance(x, list))
-        rows = []
-        for n in range(count):
-            each = [x[n] if isinstance(x, list) else x for x in found]
-            matrix = any(getattr(x, "ndim", 0) == 2 for x in each)
-            rows.append(e.primitive.bind(*(self._spread(x, shape, matrix) for x in each), **params))
-        return _Value(shape, dtype, rows=rows)
-
-    def _spread(self, x: Any, shape: tuple[int, ...], matrix: bool) -> Any:
-        """A number, or one for each row, along the rows of a matrix."""
-        if not matrix or x.ndim == 2:
-            return x if matrix or x.ndim == 1 else plgpu.layout_cast(jnp.full((ROWS_EACH,), x, x.dtype), DOWN)
-        sizes = (ROWS_EACH, shape[1])
-        if x.ndim == 0:
-            return plgpu.layout_cast(jnp.full(sizes, x, x.dtype), MATRIX)
-        return plgpu.layout_cast(lax.broadcast_in_dim(x, sizes, (0,)), MATRIX)
-
-    def rows(self, x: _Value, shape: tuple[int, ...]) -> Any:
-        """In registers."""
-        if x.rows is None and x.product is not None:
-            x.rows = self._product(x)
-        if x.rows is None:
-            assert x.stored is not None
-            found = []
-            for n in range(x.shape[0] // ROWS_EACH):
-                parts = [_compat.load(s.at[pl.ds(n * ROWS_EACH, ROWS_EACH)], MATRIX).astype(x.dtype) for s in x.stored]
-                found.append(functools.reduce(jnp.add, parts))
-            x.rows = found
-        return x.rows
-
-    def _product(self, x: _Value) -> list:
-        assert x.product is not None
-        a, i, b, j = x.product
-        right = [s if j == 0 else _compat.transposed(s) for s in b]
-        found = []
-        for n in range(x.shape[0] // ROWS_EACH):
-            at = pl.ds(n * ROWS_EACH, ROWS_EACH)
-            left = [s.at[at] if i == 1 else _compat.transposed(s.at[:, at]) for s in a]
-            count = max(len(left), len(right))
-            pairs = [(l, r) for p, l in enumerate(left) for q, r in enumerate(right) if p + q < count]
-
-            def multiply(sums, pairs=pairs):
-                for l, r in pairs:
-                    plgpu.wgmma(sums, l, r)
-                return sums[...]
-
-            found.append(pl.run_scoped(multiply, _compat.Accumulator((ROWS_EACH, x.shape[1]), jnp.float32)))
-        return found
-
-    def _stored(self, x: _Value, e: Any, side: int) -> tuple:
-        """An operand of a product in shared memory, in as many parts as the product needs."""
-        count = self.call._parts(e)
-        if x.stored is not None:
-            return x.stored[:count]
-        dtype = self.call._narrow(e)
-        refs = self.stage[self.call.slots.index((x.shape, dtype, side))][:count]
-        plgpu.commit_smem()  # products that read what was here are done
-        for n, row in enumerate(self.rows(x, x.shape)):
-            rest = row
-            for p, ref in enumerate(refs):
-                part = rest.astype(dtype)
-                ref[pl.ds(n * ROWS_EACH, ROWS_EACH), :] = part
-                rest = rest - part.astype(rest.dtype) if p + 1 < len(refs) else rest
-        plgpu.commit_smem()
-        return tuple(refs)
+        return Value(shape, dtype, rows=[_compat.load(place(n), MATRIX) for n in range(shape[0] // ROWS_EACH)])
 
 
 def _filled(x: jax.Array, lead: int) -> jax.Array:

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from attnjax import BlockSizes, attend, explain, masks
 from attnjax.attention._block_map import block_map, successors
-from benchmarks.measuring import Runs, WrongValues, alternate, cores, environment, relative_error
+from benchmarks.measuring import Runs, WrongValues, alternate, cores, environment, relative_error, save
 
 Section = Literal["speed", "window", "crossover", "block-map", "decoding"]
 SECTIONS: tuple[Section, ...] = ("speed", "window", "crossover", "block-map", "decoding")
@@ -377,9 +377,7 @@ def main(config: Config) -> dict[str, Any]:
     for section in config.only:
         report["sections"][section] = RUN[section](config)
         console.print(table_of(section, report["sections"][section]))
-        if config.out is not None:  # after each, so that one cut short keeps what it has
-            config.out.parent.mkdir(parents=True, exist_ok=True)
-            config.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        save(report, config.out)
     if config.out is not None:
         console.print(f"figures: {config.out}")
     return report

@@ -9,7 +9,6 @@ compared with ours before anything is timed. Run it alone on the machine:
 
 import dataclasses
 import importlib.util
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ from rich.table import Table
 from attnjax.dynamics import autoregressive_attention, linear_attention, linear_transformer, scan_and_snap
 from attnjax.dynamics import softmax_attention as softmax
 from attnjax.tasks import initial_states, linear_regression, linear_sequences, sequences, token_classes
-from benchmarks.measuring import WrongValues, alternate, cores, environment, relative_error
+from benchmarks.measuring import WrongValues, alternate, cores, environment, relative_error, save
 from experiments.framework.training import advance
 
 TOLERANCE = 1e-4
@@ -372,9 +371,7 @@ def main(config: Config) -> dict[str, Any]:
     console.print(f"{report['machine']['cpu']}, {cores()} cores; jax {report['versions']['jax']}")
     for name in config.only or CASES:
         report["sections"][name] = measure(CASES[name](), config)
-        if config.out is not None:  # after each, so that one cut short keeps what it has
-            config.out.parent.mkdir(parents=True, exist_ok=True)
-            config.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        save(report, config.out)
     console.print(table_of(report["sections"]))
     return report
 

@@ -8,7 +8,6 @@ Run it alone on the machine:
 import dataclasses
 import functools
 import importlib.util
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from attnjax import attend, linear, masks
-from benchmarks.measuring import WrongValues, alternate, cores, environment, relative_error
+from benchmarks.measuring import WrongValues, alternate, cores, environment, relative_error, save
 
 TOLERANCE = 1e-4
 """Relative RMS error of float32 outputs."""
@@ -254,9 +253,7 @@ def main(config: Config) -> dict[str, Any]:
         parts["torch"] = lambda: each(beside_torch)
     for name, measure in parts.items():
         report["sections"][name] = measure()
-        if config.out is not None:  # after each, so that one cut short keeps what it has
-            config.out.parent.mkdir(parents=True, exist_ok=True)
-            config.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        save(report, config.out)
     console.print(table_of(report["sections"]))
     return report
 

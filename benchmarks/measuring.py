@@ -1,6 +1,7 @@
 """What every benchmark uses: functions timed in turns, errors, and what machine and versions it ran on."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import shlex
@@ -90,6 +91,13 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def save(report: dict[str, Any], out: Path | None) -> None:
+    """Write the figures so far, if they are asked for: a run that is cut short keeps what it has."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def environment() -> dict[str, Any]:

@@ -114,29 +114,32 @@ def _ordered(result: Result) -> list[Claim]:
 
 
 def _over(result: Result, more: str, less: str, width: int) -> Claim:
-    measured, interval = _over_seeds(_final(result, more, width) - _final(result, less, width))
     states = [result.courses[family][width].state for family in (more, less)]
-    return Claim.at_least(
-        f"{more}-over-{less}".replace("_", "-"),
+    return _greater(
+        f"{more}-over-{less}",
         f"{_where(result.config)}: accuracy with {more} ({states[0]} numbers of state) less that with {less} "
         f"({states[1]}), width {width}.",
-        f"{PAPER}; Arora et al., 2024, Based, arXiv 2402.18668",
-        predicted=0.0,
-        measured=measured,
-        interval=interval,
-        tolerance=0.0,
-        reason=ORDER,
+        _final(result, more, width) - _final(result, less, width),
     )
 
 
 def _grows(result: Result, family: str) -> Claim:
     config, (small, large) = result.config, (result.config.widths[0], result.config.widths[-1])
-    measured, interval = _over_seeds(_final(result, family, large) - _final(result, family, small))
     states = [result.courses[family][width].state for width in (small, large)]
-    return Claim.at_least(
-        f"{family}-recalls-more-with-more".replace("_", "-"),
+    return _greater(
+        f"{family}-recalls-more-with-more",
         f"{_where(config)}: accuracy with {family} at width {large} ({states[1]} numbers of state) less that at width "
         f"{small} ({states[0]}).",
+        _final(result, family, large) - _final(result, family, small),
+    )
+
+
+def _greater(id: str, statement: str, difference: np.ndarray) -> Claim:
+    """A difference over seeds is no less than zero."""
+    measured, interval = _over_seeds(difference)
+    return Claim.at_least(
+        id.replace("_", "-"),
+        statement,
         f"{PAPER}; Arora et al., 2024, Based, arXiv 2402.18668",
         predicted=0.0,
         measured=measured,

@@ -37,12 +37,12 @@ from pallas_kernels.attention._values import (
 )
 
 ELEMENTWISE = {
-    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "ceil", "clamp",
-    "cos", "cosh", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt",
-    "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter",
-    "not", "one_minus_square", "or",
-    "population_count", "pow", "rem", "round", "rsqrt", "select_n", "shift_left", "shift_right_arithmetic",
-    "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh", "xor",
+    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh",
+    "bitcast_convert_type", "ceil", "clamp", "cos", "cosh", "div", "eq", "erf", "erf_inv", "erfc", "exp",
+    "exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt",
+    "max", "min", "mul", "ne", "neg", "nextafter", "not", "one_minus_square", "or", "population_count", "pow",
+    "rem", "round", "rsqrt", "select_n", "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign",
+    "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh", "xor",
 }  # fmt: skip
 WHOLE = {"dot_general", "dynamic_slice", "dynamic_update_slice", "iota"}
 """Operations on all features of an operand at once."""
@@ -262,7 +262,7 @@ class Evaluator(Operations):
         avals = [self.real(v) for v in equation.invars]
         if name == "convert_element_type":
             return self.convert(values[0], dtype)
-        if name in ELEMENTWISE:
+        if name in ELEMENTWISE and avals[0].ndim in (0, len(shape)):  # a bitcast may add or take an axis
             bind = lambda *x: equation.primitive.bind(*x, **equation.primitive.get_bind_params(params))
             operand_dtype = equation.invars[-1].aval.dtype
             return self.elementwise(self.layout.function(name) or bind, values, shape, operand_dtype)

@@ -21,7 +21,7 @@ from attnjax.attention.statistics import Statistic
 Implementation = Literal["auto", "dense", "rows", "blocks", "cudnn", "pallas"]
 
 
-def _request(q, k, v, mask, score, normalizer, scale, implementation, stats, block_sizes) -> Request:
+def checked(q, k, v, mask, score, normalizer, scale, implementation, stats, block_sizes) -> Request:
     """The call, checked, with its defaults filled in."""
     _validate.arrays(q, k, v)
     score = _validate.score_of(score)
@@ -39,12 +39,18 @@ def _request(q, k, v, mask, score, normalizer, scale, implementation, stats, blo
     )
 
 
-@functools.partial(jax.jit, static_argnames=("form", "block_q", "block_kv", "vectorized", "executor"))
-def _run(q, k, v, mask, score, normalizer, scale, stats, *, form, block_q, block_kv, vectorized, executor):
+@functools.partial(
+    jax.jit, static_argnames=("form", "block_q", "block_kv", "vectorized", "executor", "counter", "order")
+)
+def run(
+    q, k, v, mask, score, normalizer, scale, stats,
+    *, form, block_q, block_kv, vectorized, executor, counter=None, order=None,
+):  # fmt: skip
+    """Output and statistics of a call whose form has been chosen; ``counter`` runs the fold that counts keys."""
     layout = functools.partial(Problem, q, k, v, mask=mask, score=score, scale=scale)
-    problem = layout(normalizer=normalizer, stats=stats, block_q=block_q, block_kv=block_kv)
+    problem = layout(normalizer=normalizer, stats=stats, block_q=block_q, block_kv=block_kv, order=order)
     if normalizer.counts:
-        problem.add_count(_forms.visible_count(problem, vectorized))
+        problem.add_count(_forms.visible_count(problem, vectorized, counter))
     execution = _forms.Whole(problem) if form == "dense" else _forms.Streamed(problem, vectorized, executor)
     return _forms.gather(problem, execution, v.dtype)
 
@@ -100,9 +106,9 @@ def attend(
     >>> attend(q, k, v, mask=masks.causal() & masks.window(8)).shape
     (16, 4, 8)
     """
-    request = _request(q, k, v, mask, score, normalizer, scale, implementation, stats, block_sizes)
+    request = checked(q, k, v, mask, score, normalizer, scale, implementation, stats, block_sizes)
     plan = choose(request)
-    output, found = _run(
+    output, found = run(
         q,
         k,
         v,
@@ -152,7 +158,7 @@ def attention_weights(
     [[0.5 0.5]
      [0.5 0.5]]
     """
-    request = _request(q, k, None, mask, score, normalizer, scale, "dense", (), None)
+    request = checked(q, k, None, mask, score, normalizer, scale, "dense", (), None)
     return _weights(q, k, request.mask, request.score, request.normalizer, request.scale)
 
 
@@ -215,4 +221,4 @@ def explain(
     >>> plan.tiles_visited < plan.tiles
     True
     """
-    return describe(_request(q, k, v, mask, score, normalizer, scale, implementation, stats, block_sizes))
+    return describe(checked(q, k, v, mask, score, normalizer, scale, implementation, stats, block_sizes))

@@ -1,5 +1,6 @@
 """Block maps: which tiles of the T x S plane a mask leaves empty, full or partial."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,9 +26,10 @@ class BlockMap(NamedTuple):
     every: Bool[Array, "... rows cols"]
 
 
-def _ends(positions: np.ndarray, count: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    first = np.arange(count, dtype=np.int32) * block
-    return positions[first], positions[np.minimum(first + block, len(positions)) - 1]
+def _ends(positions: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Least and greatest position of each block."""
+    starts = np.arange(0, len(positions), block)
+    return np.minimum.reduceat(positions, starts), np.maximum.reduceat(positions, starts)
 
 
 def _leaf_interval(leaf: Leaf, sizes: dict, blocks: dict[str, int]) -> Interval:
@@ -66,7 +68,16 @@ def _full_rank(x: jax.Array, letters: tuple, sizes: dict) -> jax.Array:
     return x.reshape(shape)
 
 
-def block_map(mask: Any, batch: tuple[int, ...], heads: int, queries: int, keys: int, block_q: int, block_kv: int):
+def block_map(
+    mask: Any,
+    batch: tuple[int, ...],
+    heads: int,
+    queries: int,
+    keys: int,
+    block_q: int,
+    block_kv: int,
+    order: Callable[[int], np.ndarray] = np.arange,
+) -> BlockMap:
     """The block map of a mask, by interval evaluation of its predicate; no T x S entry is ever made.
 
     Args:
@@ -77,6 +88,7 @@ def block_map(mask: Any, batch: tuple[int, ...], heads: int, queries: int, keys:
         keys: S.
         block_q: queries in a tile.
         block_kv: keys in a tile.
+        order: positions of the tokens of a sequence of some length, as they lie in the arrays.
 
     Returns:
         A ``BlockMap`` with arrays ``[*#B, #N, ceil(T / block_q), ceil(S / block_kv)]``.
@@ -94,8 +106,8 @@ def block_map(mask: Any, batch: tuple[int, ...], heads: int, queries: int, keys:
     def place(x, axis: int) -> jax.Array:
         return jnp.asarray(x, jnp.int32).reshape([-1 if i == axis else 1 for i in range(rank)])
 
-    t = Interval(*(place(x, rank - 2) for x in _ends(np.arange(queries), rows, block_q)))
-    s = Interval(*(place(x, rank - 1) for x in _ends(np.arange(keys), cols, block_kv)))
+    t = Interval(*(place(x, rank - 2) for x in _ends(order(queries), block_q)))
+    s = Interval(*(place(x, rank - 1) for x in _ends(order(keys), block_kv)))
     head = _intervals.exactly(place(np.arange(heads), rank - 3))
     flat = jnp.arange(int(np.prod(batch)), dtype=jnp.int32).reshape(*batch, 1, 1, 1)
     where = [_intervals.exactly(flat), head, t, s]

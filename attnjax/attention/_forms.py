@@ -40,6 +40,7 @@ class Streamed:
             problem.keys,
             grid.row_block,
             grid.col_block,
+            problem.order,
         )
         self.some = blocks.some
         self.vectorized = vectorized
@@ -234,11 +235,11 @@ def _heads_last(problem: Problem, x: jax.Array, length: int) -> jax.Array:
     return x.reshape(*x.shape[: b + 1], problem.heads, *x.shape[b + 3 :])
 
 
-def visible_count(problem: Problem, vectorized: bool) -> jax.Array:
+def visible_count(problem: Problem, vectorized: bool, executor: Executor | None = None) -> jax.Array:
     """Number of visible keys of each query, ``[*#B, T, #K, #G]``, of size one along axes that do not matter."""
     if problem.mask is None:
         return jnp.full((1,) * len(problem.batch) + (problem.queries, 1, 1), problem.keys, jnp.int32)
-    (count,) = Streamed(problem, vectorized).plain(problem.count, (problem.row_spec,))
+    (count,) = Streamed(problem, vectorized, executor).plain(problem.count, (problem.row_spec,))
     return lax.slice_in_dim(count, 0, problem.queries, axis=len(problem.batch))
 
 

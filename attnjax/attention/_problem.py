@@ -1,11 +1,12 @@
 """One call of attention, laid out on the grid: its operands, their specs, and its tile functions."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.interpreters import batching, mlir
 
@@ -41,6 +42,10 @@ class Layout:
         return block.reshape((*rows, *cols, *block.shape[kept:]))
 
 
+Order = Callable[[int], np.ndarray]
+"""Of a length: the position of each token, in the order in which the tokens lie in the arrays."""
+
+
 class Problem:
     """Queries, keys, values and components, as operands on a grid.
 
@@ -48,6 +53,7 @@ class Problem:
         grid: batch axes, key/value heads and query group outside; blocks of queries and keys inside.
         arrays: every operand, padded to whole blocks.
         specs: their specs.
+        order: where tokens stand that do not lie in the arrays in the order of their positions.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class Problem:
         stats: Sequence[Statistic],
         block_q: int,
         block_kv: int,
+        order: Order | None = None,
     ):
         *batch, queries, heads, width = q.shape
         keys, kv_heads = k.shape[-3], k.shape[-2]
@@ -81,8 +88,12 @@ class Problem:
         self._add(q.reshape(*batch, queries, kv_heads, group, width), (*b, ROW, n, g, None))
         self._add(k, (*b, COL, n, None))
         self._add(v, (*b, COL, n, None))
-        self._add(jnp.arange(rows * block_q, dtype=jnp.int32), (ROW,), index=True)
-        self._add(jnp.arange(cols * block_kv, dtype=jnp.int32), (COL,), index=True)
+        self.order = order or np.arange
+        for dim, length, padded in ((ROW, queries, rows * block_q), (COL, keys, cols * block_kv)):
+            positions = jnp.arange(padded, dtype=jnp.int32)
+            if order is not None:
+                positions = positions.at[:length].set(jnp.asarray(order(length), jnp.int32))
+            self._add(positions, (dim,), index=order is None)
         points = 1
         for size in batch:
             points *= size

@@ -141,7 +141,7 @@ def _columns_first(x: jax.Array, y: jax.Array, *, dimension_numbers, **params) -
 # --- running it -----------------------------------------------------------------------------------------------------
 
 
-def _rescale(x: jax.Array, old: jax.Array, new: jax.Array, power: int | float) -> jax.Array:
+def rescale(x: jax.Array, old: jax.Array, new: jax.Array, power: int | float) -> jax.Array:
     """``x`` at the log scale ``old``, at ``new``: ``x * exp(old - new)^power``; nothing has been seen at -inf."""
     if math.isinf(power):  # the limit: what stood at a smaller scale vanishes
         factor = (old == new).astype(x.dtype)
@@ -177,7 +177,7 @@ def loop(kinds: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Array, .
     lead = successors(some)
     grid, scaled = plan.grid, plan.scaled
     specs = plan.outputs
-    blocks = tuple(jax.ShapeDtypeStruct(b.shape, _sum_dtype(b.dtype)) for b in plan.tile.outputs)
+    blocks = tuple(jax.ShapeDtypeStruct(b.shape, sum_dtype(b.dtype)) for b in plan.tile.outputs)
     per_row = [s.follows(ROW) and not s.follows(COL) for s in specs]
     fill = plan.start or [-jnp.inf if scaled and i == 0 else 0 for i in range(len(specs))]
     outs = tuple(
@@ -209,7 +209,7 @@ def loop(kinds: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Array, .
                     state = tuple(x.astype(y.dtype) for x, y in zip(plan.tile(*state, *inputs), state, strict=True))
                 elif scaled:
                     scale, *sums = plan.tile(state[0], *inputs)
-                    kept = [_rescale(x, state[0], scale, p) for x, p in zip(state[1:], plan.powers, strict=True)]
+                    kept = [rescale(x, state[0], scale, p) for x, p in zip(state[1:], plan.powers, strict=True)]
                     state = (scale, *(x + y for x, y in zip(kept, sums, strict=True)))
                 else:
                     new = plan.tile(*inputs)
@@ -234,7 +234,7 @@ def loop(kinds: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Array, .
     return tuple(o.astype(dtype) for o, dtype in zip(outs, plan.results, strict=True))
 
 
-def _sum_dtype(dtype: Any) -> Any:
+def sum_dtype(dtype: Any) -> Any:
     """The dtype in which blocks of ``dtype`` are added up."""
     return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
 

@@ -2,8 +2,6 @@
 
 from attnjax.linear import hebbian as hebbian
 from attnjax.linear import memory_theory as memory_theory
-from attnjax.linear._attend import Form as Form
-from attnjax.linear._attend import State as State
 from attnjax.linear._attend import attend as attend
 from attnjax.linear._convolutions import ImplicitKernel as ImplicitKernel
 from attnjax.linear._convolutions import base_conv as base_conv
@@ -46,6 +44,8 @@ from attnjax.linear._miras import moneta as moneta
 from attnjax.linear._miras import yaad as yaad
 from attnjax.linear._moving_average import moving_average as moving_average
 from attnjax.linear._moving_average import moving_average_kernel as moving_average_kernel
+from attnjax.linear._run import Form as Form
+from attnjax.linear._run import State as State
 from attnjax.linear._state_spaces import hidden_attention as hidden_attention
 from attnjax.linear._state_spaces import hidden_rollout as hidden_rollout
 from attnjax.linear._state_spaces import selective_state_space as selective_state_space

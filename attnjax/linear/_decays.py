@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from attnjax.linear._attend import Outputs, attend, scaled
+from attnjax.linear._attend import attend, scaled
+from attnjax.linear._run import Outputs
 
 
 def retention_decay(heads: int) -> Float[Array, " K"]:

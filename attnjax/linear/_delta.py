@@ -6,9 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from attnjax.linear import _validate
-from attnjax.linear._attend import Outputs, Run, attend, run_all, scaled
+from attnjax.linear._attend import attend, scaled
 from attnjax.linear._forms import Reads
 from attnjax.linear._poles import Momentum
+from attnjax.linear._run import Outputs, Run, run_all
 
 
 def delta_rule(

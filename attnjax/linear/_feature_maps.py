@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from attnjax.linear._attend import Normalize, Outputs, attend
+from attnjax.linear._attend import attend
+from attnjax.linear._run import Normalize, Outputs
 
 
 def elu_plus_one(x: Float[Array, "*A H"]) -> Float[Array, "*A H"]:

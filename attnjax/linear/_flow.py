@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from attnjax.attention import _validate as attention
 from attnjax.linear import _validate
-from attnjax.linear._attend import Form, State, attend
+from attnjax.linear._attend import attend
+from attnjax.linear._run import Form, State
 
 Two = tuple[jax.Array, jax.Array]
 Sums = Callable[[jax.Array, jax.Array, Any], jax.Array]

@@ -8,8 +8,9 @@ from jaxtyping import Array, Float, Int
 
 from attnjax import _compat
 from attnjax.linear import _validate
-from attnjax.linear._attend import State, attend
+from attnjax.linear._attend import attend
 from attnjax.linear._convolutions import long_convolution
+from attnjax.linear._run import State
 
 AverageForm = Literal["fourier", "scan", "recurrent", "chunked", "parallel"]
 Averaged = Float[Array, "*B T D"] | tuple[Float[Array, "*B T D"], Float[Array, "*B D H"]]

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from attnjax.linear import _validate
-from attnjax.linear._attend import Form, Outputs, attend
+from attnjax.linear._attend import attend
 from attnjax.linear._poles import Decay
+from attnjax.linear._run import Form, Outputs
 
 
 def state_space(

@@ -8,7 +8,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from attnjax.linear import _validate
-from attnjax.linear._attend import Outputs, attend
+from attnjax.linear._attend import attend
+from attnjax.linear._run import Outputs
 
 
 def enhanced_linear_attention(

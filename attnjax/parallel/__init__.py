@@ -8,3 +8,4 @@ from attnjax.parallel._layout import layout as layout
 from attnjax.parallel._placement import Placement as Placement
 from attnjax.parallel._placement import contiguous as contiguous
 from attnjax.parallel._placement import zigzag as zigzag
+from attnjax.parallel._states import state_passing as state_passing

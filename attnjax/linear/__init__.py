@@ -45,6 +45,7 @@ from attnjax.linear._miras import yaad as yaad
 from attnjax.linear._moving_average import moving_average as moving_average
 from attnjax.linear._moving_average import moving_average_kernel as moving_average_kernel
 from attnjax.linear._run import Form as Form
+from attnjax.linear._run import Over as Over
 from attnjax.linear._run import State as State
 from attnjax.linear._state_spaces import hidden_attention as hidden_attention
 from attnjax.linear._state_spaces import hidden_rollout as hidden_rollout

@@ -1,6 +1,6 @@
 """The attention layer: four projections around ``attnjax.attend``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax.numpy as jnp
@@ -34,6 +34,8 @@ class Attention(nnx.Module):
             ``("normalizer",)`` to learn the logits of ``normalizers.softmax(sink=jnp.zeros(heads))``.
         scale: factor on the dot products; 1/sqrt(H) when None.
         implementation: form in which ``attend`` runs.
+        attend: what runs it: ``attnjax.attend``, or for sequences that are split over devices
+            ``functools.partial(parallel.ring_attend, layout=layout)``.
         use_bias: whether the projections have biases.
         dtype, param_dtype: dtypes of the computation and of the parameters.
         rngs: source of the initial parameters.
@@ -69,6 +71,7 @@ class Attention(nnx.Module):
         trainable: Sequence[str] = (),
         scale: float | None = None,
         implementation: Implementation = "auto",
+        attend: Callable[..., Any] = attnjax.attend,
         use_bias: bool = False,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -88,6 +91,7 @@ class Attention(nnx.Module):
         self.rotary_base = rotary_base
         self.scale = scale
         self.implementation: Implementation = implementation
+        self.attend = attend
 
     def __call__(
         self,
@@ -137,7 +141,7 @@ class Attention(nnx.Module):
         if segment_ids is not None:
             own = masks.segments(jnp.broadcast_to(segment_ids, x.shape[:-1]))
             mask = own if mask is None else mask & own
-        found = attnjax.attend(
+        found = self.attend(
             q,
             k,
             v,

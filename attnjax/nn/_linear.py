@@ -149,6 +149,7 @@ class LinearAttention(nnx.Module):
         segment_ids: Int[Array, "*#B T"] | None = None,
         form: linear.Form | None = None,
         chunk_size: int | None = None,
+        over: linear.Over | None = None,
     ) -> Any:
         """Outputs of every token, from itself and those before it.
 
@@ -158,6 +159,7 @@ class LinearAttention(nnx.Module):
             return_state: also return the state after the last token.
             segment_ids: where they change, the layer begins anew; the first token continues the state.
             form, chunk_size: replace those of the layer where not None.
+            over: ``parallel.state_passing(layout)`` for tokens that are split over devices.
 
         Returns:
             The output ``[*B, T, D]``, and the state if it is asked for.
@@ -177,6 +179,7 @@ class LinearAttention(nnx.Module):
             segment_ids=segment_ids,
             state=None if state is None else state.memory,
             return_state=return_state,
+            **({} if over is None else {"over": over}),
         )
         o, memory = found if return_state else (found, None)
         o = self.norm(o).reshape(*x.shape[:-1], -1)

@@ -53,6 +53,8 @@ class Block(nnx.Module):
         place: which of how many layers this is.
         mlp_dim: hidden width of the MLP; 4 D when None.
         activation: non-linearity of the MLP.
+        gated: whether the MLP is ``W_down (activation(W_gate x) * W_up x)`` (SwiGLU, with ``jax.nn.silu``; Shazeer,
+            2020, arXiv 2002.05202) and not ``W_down activation(W_up x)``.
         attention: further arguments of ``Attention``.
         rngs: source of the initial parameters.
     """
@@ -67,6 +69,7 @@ class Block(nnx.Module):
         place: tuple[int, int] = (0, 1),
         mlp_dim: int | None = None,
         activation: Callable[[Array], Array] = jax.nn.gelu,
+        gated: bool = False,
         rngs: nnx.Rngs,
         **attention: Any,
     ):
@@ -74,6 +77,7 @@ class Block(nnx.Module):
         self.attention_norm = nnx.RMSNorm(model_dim, rngs=rngs)
         self.attention = _build(mixer, model_dim, heads, place, attention, linear, rngs)
         self.mlp_norm = nnx.RMSNorm(model_dim, rngs=rngs)
+        self.gate = nnx.Linear(model_dim, mlp_dim, use_bias=False, rngs=rngs) if gated else None
         self.up = nnx.Linear(model_dim, mlp_dim, use_bias=False, rngs=rngs)
         self.down = nnx.Linear(mlp_dim, model_dim, use_bias=False, rngs=rngs)
         self.activation = activation
@@ -101,7 +105,11 @@ class Block(nnx.Module):
         x = x + o
         kept = [rest.pop()] if return_state else []
         measured = rest.pop() if rest else {}
-        return x + self.down(self.activation(self.up(self.mlp_norm(x)))), measured, *kept
+        return x + self._mlp(self.mlp_norm(x)), measured, *kept
+
+    def _mlp(self, x: Array) -> Array:
+        hidden = self.up(x)
+        return self.down(self.activation(hidden) if self.gate is None else self.activation(self.gate(x)) * hidden)
 
 
 class TransformerLM(nnx.Module):
@@ -118,7 +126,7 @@ class TransformerLM(nnx.Module):
         mixer: what mixes tokens, as in ``Block``; of a sequence layer i takes number i modulo its length (hybrids).
         linear: further arguments of ``LinearAttention``: ``key_dim``, ``kernel_size``, ``chunk_size``, ...
         tied: whether the head shares the embedding matrix.
-        mlp_dim, activation: as in ``Block``.
+        mlp_dim, activation, gated: as in ``Block``.
         rngs: source of the initial parameters.
         attention: further arguments of ``Attention``: ``mask``, ``score``, ``normalizer``, ``trainable``,
             ``kv_heads``, ``head_dim``, ``rotary_base``, ``implementation``, ...
@@ -155,6 +163,7 @@ class TransformerLM(nnx.Module):
         tied: bool = True,
         mlp_dim: int | None = None,
         activation: Callable[[Array], Array] = jax.nn.gelu,
+        gated: bool = False,
         rngs: nnx.Rngs,
         **attention: Any,
     ):
@@ -165,7 +174,9 @@ class TransformerLM(nnx.Module):
             raise ValueError("mixer: got none, wanted at least one.")
         small = nnx.initializers.normal(model_dim**-0.5)
         self.embed = nnx.Embed(vocab, model_dim, embedding_init=small, rngs=rngs)
-        options: dict[str, Any] = dict(linear=linear, mlp_dim=mlp_dim, activation=activation, rngs=rngs, **attention)
+        options: dict[str, Any] = dict(
+            linear=linear, mlp_dim=mlp_dim, activation=activation, gated=gated, rngs=rngs, **attention
+        )
         build = lambda i: Block(model_dim, heads, mixer=mixers[i % len(mixers)], place=(i, layers), **options)
         self.blocks = nnx.List([build(i) for i in range(layers)])
         self.norm = nnx.RMSNorm(model_dim, rngs=rngs)

@@ -1,0 +1,108 @@
+"""What a run tells: a line of JSON for every look at it, scalars for TensorBoard, a profile of some steps."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from experiments.pod.chips import peak_flops
+from experiments.pod.config import Config
+
+
+class Metrics:
+    """Of the first process; the others keep silent.
+
+    Losses stay on the devices until `log_every` steps later: nothing waits for a step that has just been started.
+
+    Args:
+        config: Of the run.
+        parameters: How many the model has.
+        flops: Floating-point operations of a step of the model, by its formula.
+        first: The step that the run begins, or goes on, with.
+    """
+
+    def __init__(self, config: Config, *, parameters: int, flops: float, first: int):
+        self.output, self.config = config.output, config
+        self.speaks = jax.process_index() == 0
+        self.flops, self.tokens = flops, config.data.batch * config.data.length
+        self.peak = peak_flops(jax.devices()[0]) * jax.device_count()
+        self.reports: list[tuple[int, Any]] = []
+        self.begun, self.counted = time.monotonic(), first
+        self.warm = first + 2  # the first steps compile
+        self.tracing = False
+        self.board: Any = None
+        if not self.speaks:
+            return
+        folder = epath.Path(self.output.folder).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.lines = folder / "metrics.jsonl"
+        if self.output.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"))
+        (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), default=str, indent=1))
+        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        print(
+            f"{parameters:,} parameters on {devices}, {jax.process_count()} processes; steps from {first}", flush=True
+        )
+
+    def step(self, number: int, report: Any) -> None:
+        """Take what a step reports; print if it is time."""
+        self.reports.append((number, report))
+        if number == self.warm:
+            jax.block_until_ready(report)
+            self.begun, self.counted = time.monotonic(), number
+        if number % self.output.log_every == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Wait for the steps so far and write them down."""
+        reports, self.reports = self.reports, []
+        if not reports or not self.speaks:
+            return
+        found = [(number, {name: float(x) for name, x in report.items()}) for number, report in reports]
+        last = found[-1][0]
+        seconds = (time.monotonic() - self.begun) / (last - self.counted) if last > self.counted else None
+        speed = {}
+        if seconds is not None and last > self.warm:
+            speed = {"step seconds": seconds, "tokens per second": self.tokens / seconds}
+            if self.peak:
+                speed["MFU"] = self.flops / seconds / self.peak
+        with self.lines.open("a") as file:
+            for number, values in found:
+                file.write(json.dumps({"step": number, **values, **(speed if number == last else {})}) + "\n")
+        shown = {**found[-1][1], **speed}
+        print(f"step {last}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()), flush=True)
+        if self.board is not None:
+            for name, value in shown.items():
+                self.board.add_scalar(name, value, last)
+            self.board.flush()
+        self.begun, self.counted = time.monotonic(), last
+
+    def profile(self, number: int) -> None:
+        """Begin or end the profile, if the step that comes is its first or the one after its last."""
+        if self.output.profile is None or not self.speaks:
+            return
+        if number == self.output.profile[0]:
+            jax.profiler.start_trace(str(Path(self.output.folder).expanduser() / "profile"))
+            self.tracing = True
+        elif self.tracing and number > self.output.profile[1]:
+            jax.profiler.stop_trace()
+            self.tracing = False
+
+    def close(self) -> None:
+        if self.tracing:
+            jax.profiler.stop_trace()
+        self.flush()
+        if self.board is not None:
+            self.board.close()
+
+
+def read(folder: Path) -> dict[int, dict[str, float]]:
+    """The lines of a run by their step; of steps that were taken twice, after a restart, the last."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines}

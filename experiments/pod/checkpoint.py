@@ -77,8 +77,8 @@ class Checkpoints:
         try:
             items = ocp.args.Composite(state=ocp.args.StandardRestore(like), config=ocp.args.JsonRestore())
             found = self.manager.restore(step, args=items)
-        except (ValueError, KeyError, OSError) as error:
-            if not any(word in str(error) for word in DAMAGE):
+        except Exception as error:  # orbax raises bare ones, caused by those that tell why
+            if not any(word in said for word in DAMAGE for said in _said(error)):
                 raise
             return None, error
         if found["config"] != self.described:
@@ -112,6 +112,11 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> str:
         if a.get(section, {}).get(name) != value
     ]
     return ", ".join(found)
+
+
+def _said(error: BaseException | None) -> list[str]:
+    """What an error says, and those that caused it."""
+    return [] if error is None else [str(error), *_said(error.__cause__ or error.__context__)]
 
 
 def _all_agree(good: bool) -> bool:

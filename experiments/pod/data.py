@@ -70,7 +70,8 @@ def share(sharding: jax.sharding.Sharding, shape: tuple[int, int]) -> tuple[int,
 
     Processes whose devices hold parts of the same sequences read the same ones.
     """
-    rows = [index[0].indices(shape[0])[:2] for index in sharding.addressable_devices_indices_map(shape).values()]
+    held = sharding.addressable_devices_indices_map(shape).values()
+    rows = [index[0].indices(shape[0])[:2] for index in held if index is not None]
     first, last = min(start for start, _ in rows), max(stop for _, stop in rows)
     if shape[0] % (last - first) or first % (last - first):
         raise UsageError(f"a process holds sequences {first} to {last} of {shape[0]}, which is no equal part")
@@ -94,9 +95,10 @@ def batches(data: Data, sequences: Sequences, sharding: jax.sharding.NamedShardi
     begin = part * (data.batch // parts)
 
     def spread(own: np.ndarray) -> jax.Array:
-        def piece(index: tuple[slice, ...]) -> np.ndarray:
-            start, stop, _ = index[0].indices(shape[0])
-            return own[start - begin : stop - begin, index[1]]
+        def piece(index: Any) -> np.ndarray:
+            rows, columns = index
+            start, stop, _ = rows.indices(shape[0])
+            return own[start - begin : stop - begin, columns]
 
         return jax.make_array_from_callback(shape, sharding, piece)
 

@@ -100,7 +100,8 @@ class Decoder:
                 nnx.replace_by_pure_dict(held, values)
                 block = nnx.merge(graph, held, rest)
                 softmax = isinstance(block.attention, nn.Attention)
-                knobs = {"mask": mask, "positions": positions} if softmax else {"run": {"over": over} if over else {}}
+                run = {} if over is None else {"over": over}
+                knobs: dict[str, Any] = {"mask": mask, "positions": positions} if softmax else {"run": run}
                 x, _ = block(x, segment_ids=segments, **knobs)
                 x = constrain(x, "batch", "sequence", None)
             return x, None

@@ -93,10 +93,8 @@ def start(cluster: Cluster) -> None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     address = cluster.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     number = lambda given, name: int(os.environ[name]) if given is None and name in os.environ else given
-    limits: dict[str, Any] = {
-        "heartbeat_timeout_seconds": cluster.heartbeat,
-        "shutdown_timeout_seconds": cluster.heartbeat,
-    }
+    wait = cluster.heartbeat
+    limits: dict[str, Any] = {"heartbeat_timeout_seconds": wait, "shutdown_timeout_seconds": wait}
     if address is not None:
         jax.distributed.initialize(
             address,

@@ -108,8 +108,9 @@ class Decoder:
 
         x = constrain(jnp.take(params["embed"], tokens, axis=0), "batch", "sequence", None)
         x, _ = jax.lax.scan(layers, x, params["blocks"])
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), -1, keepdims=True) + 1e-6).astype(x.dtype)
-        return constrain((x * params["norm"]) @ params["head"], "batch", "sequence", "vocab")
+        mean = jnp.mean(jnp.square(x.astype(jnp.float32)), -1, keepdims=True)
+        x = x * jax.lax.rsqrt(mean + 1e-6).astype(x.dtype) * params["norm"][None, None]
+        return constrain(x @ params["head"], "batch", "sequence", "vocab")
 
 
 def placement_of(config: Config, layout: parallel.Layout) -> parallel.Placement:

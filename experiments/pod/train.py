@@ -220,7 +220,7 @@ def train_step(
     found, loss, weight = total(gradients(decoder, training, state.params, batch))
     mean = jax.tree.map(lambda x: x / weight, found)
     updates, kept = optimizer.update(mean, state.optimizer, state.params)
-    report = {"loss": loss / weight, "gradient norm": optax.global_norm(mean)}
+    report = {"loss": loss / weight, "gradient norm": optax.tree.norm(mean)}
     return State(state.step + 1, optax.apply_updates(state.params, updates), kept), report
 
 

@@ -1,0 +1,163 @@
+"""What a compiled program sends between devices, read from its text."""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_SIZES = {"pred": 1, "s4": 1, "u4": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
+          "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "f8e4m3fn": 1, "f8e5m2": 1}  # fmt: skip
+_ARRAY = re.compile(r"\b(" + "|".join(_SIZES) + r")\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"^\s*(ENTRY\s+)?%?([\w.\-]+)\s*\(.*->.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s*(ROOT\s+)?%?([\w.\-]+)\s*=\s*(.+?)\s([a-z][\w\-]*)\((.*)$")
+_CALLED = re.compile(r"(body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+
+
+class Unresolved(ValueError):
+    """A loop whose number of trips the text does not tell."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+        name: Of its result.
+        type: Of its result, as text.
+        operation: Its name.
+        rest: Operands and attributes, as text.
+        root: Whether it is what the computation returns.
+    """
+
+    name: str
+    type: str
+    operation: str
+    rest: str
+    root: bool
+
+    @property
+    def bytes(self) -> list[int]:
+        """Of each array of the result."""
+        return [
+            _SIZES[kind] * math.prod(map(int, filter(None, dims.split(","))))
+            for kind, dims in _ARRAY.findall(self.type)
+        ]
+
+
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """The computations of a module by name, and the name of the one that it begins with."""
+    computations: dict[str, list[Instruction]] = {}
+    current, entry = "", ""
+    for line in text.splitlines():
+        if head := _COMPUTATION.match(line):
+            current = head[2]
+            computations[current] = []
+            entry = current if head[1] else entry
+        elif current and (found := _INSTRUCTION.match(line)):
+            computations[current].append(Instruction(found[2], found[3], found[4], found[5], bool(found[1])))
+    return computations, entry
+
+
+def trips(loop: Instruction, computations: dict[str, list[Instruction]]) -> int:
+    """How often a loop's body runs: as the compiler notes it, else the constant that its counter is compared with.
+
+    Raises:
+        Unresolved: There is neither.
+    """
+    if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
+        return int(noted[1])
+    condition = dict(_CALLED.findall(loop.rest))["condition"]
+    constants, below = [], False
+    for instruction in _reached(condition, computations):
+        below |= instruction.operation == "compare" and "direction=LT" in instruction.rest
+        if instruction.operation == "constant" and instruction.type.startswith("s32[]"):
+            constants.append(int(instruction.rest.split(")")[0]))
+    if not below or len(constants) != 1:
+        raise Unresolved(f"loop {loop.name}: its condition {condition} compares with {constants}")
+    return constants[0]
+
+
+def _reached(name: str, computations: dict[str, list[Instruction]]) -> list[Instruction]:
+    """The instructions of a computation and of those that it calls."""
+    found = []
+    for instruction in computations[name]:
+        found.append(instruction)
+        for _, called in _CALLED.findall(instruction.rest):
+            found += _reached(called, computations)
+    return found
+
+
+def collectives(text: str) -> tuple[Counter[str], Counter[str]]:
+    """What one device receives in one run of a program: bytes by kind, and how often.
+
+    Bytes are those of results. Loops count as often as they run; of a conditional the largest branch counts.
+
+    Args:
+        text: Of an optimized module, `compiled.as_text()`.
+
+    Raises:
+        Unresolved: A loop that holds a collective does not tell how often it runs.
+    """
+    computations, entry = parse(text)
+    known: dict[str, tuple[Counter, Counter]] = {}
+
+    def of(name: str) -> tuple[Counter, Counter]:
+        if name in known:
+            return known[name]
+        size, times = Counter(), Counter()
+        for instruction in computations[name]:
+            kind = instruction.operation.removesuffix("-start")
+            called = _CALLED.findall(instruction.rest)
+            scattered = "all-reduce-scatter" in instruction.name
+            if kind in KINDS:
+                arrays = instruction.bytes
+                # The start of a pair names operand and result.
+                size[kind] += max(arrays) if instruction.operation.endswith("-start") else sum(arrays)
+                times[kind] += 1
+            elif scattered and instruction.operation == "fusion":
+                size["reduce-scatter"] += sum(instruction.bytes)
+                times["reduce-scatter"] += 1
+            elif instruction.operation == "while":
+                inner = of(dict(called)["body"])
+                if inner[1]:
+                    count = trips(instruction, computations)
+                    _add(size, inner[0], count)
+                    _add(times, inner[1], count)
+            elif branches := _branches(instruction):
+                inner = max((of(b) for b in branches), key=lambda found: sum(found[0].values()))
+                _add(size, inner[0])
+                _add(times, inner[1])
+            else:
+                for role, inner in called:
+                    if role in ("calls", "to_apply"):
+                        _add(size, of(inner)[0])
+                        _add(times, of(inner)[1])
+        known[name] = size, times
+        return known[name]
+
+    return of(entry)
+
+
+def _branches(instruction: Instruction) -> list[str]:
+    if instruction.operation != "conditional":
+        return []
+    if listed := _BRANCHES.search(instruction.rest):
+        return [name.strip().lstrip("%") for name in listed[1].split(",")]
+    return [name for role, name in _CALLED.findall(instruction.rest) if role.endswith("computation")]
+
+
+def _add(total: Counter, more: Counter, times: int = 1) -> None:
+    for name, n in more.items():
+        total[name] += n * times
+
+
+def largest(text: str, count: int = 10) -> list[tuple[int, str]]:
+    """The largest arrays of a module, in bytes and by their types: where to look when memory runs out."""
+    found = {kind + "[" + dims + "]" for kind, dims in _ARRAY.findall(text)}
+    sized = [
+        (_SIZES[t.split("[")[0]] * math.prod(map(int, filter(None, t[t.index("[") + 1 : -1].split(",")))), t)
+        for t in found
+    ]
+    return sorted(sized, reverse=True)[:count]

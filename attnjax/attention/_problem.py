@@ -256,7 +256,7 @@ class Problem:
         s, visible, at, *_ = self.scores(blocks)
         s = s if visible is None else jnp.where(visible, s, -jnp.inf)
         here = jnp.max(s, axis=1)
-        first = jnp.argmax(s, axis=1).astype(scale.dtype) + at.s[0, 0].astype(scale.dtype)
+        first = jnp.min(jnp.where(s >= here[:, None], at.s.astype(scale.dtype), jnp.inf), axis=1)
         return jnp.maximum(scale, here), jnp.where(here > scale, first, 0)
 
     def at_greatest(self, top: jax.Array, first: jax.Array, *blocks: jax.Array) -> tuple:

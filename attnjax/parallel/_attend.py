@@ -93,7 +93,7 @@ def ring_attend(
     request, outer = _split_heads(request, layout, ("heads",))
     first, hops = _arc(request, placement, devices)
     make = lambda inner: Split(layout.mesh, outer, axes[0], first, hops, inner)
-    return _run(request, make, placement, layout)
+    return _run(request, make, placement, layout, devices)
 
 
 def all_to_all_attend(
@@ -150,7 +150,7 @@ def all_to_all_attend(
     request = _request(q, k, v, mask, score, normalizer, scale, implementation, stats, block_sizes)
     request, outer = _split_heads(request, layout, ("heads", "sequence"))
     make = lambda inner: Split(layout.mesh, outer, inner=inner)
-    return jax.tree.map(lambda x: _constrained(x, layout, q.ndim - 3), _run(request, make, placement, layout))
+    return jax.tree.map(lambda x: _constrained(x, layout, q.ndim - 3), _run(request, make, placement, layout, 1))
 
 
 def _request(q, k, v, mask, score, normalizer, scale, implementation, stats, block_sizes) -> Request:
@@ -189,19 +189,20 @@ def _constrained(x: jax.Array, layout: Layout, batch: int) -> jax.Array:
     return layout.constrain(x, *lead, "sequence", "heads", *[None] * (x.ndim - batch - 2))
 
 
-def _run(request: Request, make: Any, placement: Placement | None, layout: Layout) -> Any:
-    """The call, its folds split over the mesh."""
+def _run(request: Request, make: Any, placement: Placement | None, layout: Layout, parts: int) -> Any:
+    """The call, its folds split over the mesh and its sequence in ``parts``."""
     choice = _plan.choose(request)
     if choice.form not in ("blocks", "pallas"):  # auto found another one better on a single device
         choice = _plan.choose(dataclasses.replace(request, implementation="blocks"))
-    pieces = placement.pieces if placement else 1
-    lengths = (request.q.shape[-3], request.k.shape[-3])
-    for name, length in zip("qk", lengths, strict=True):
+    tiles = []
+    sizes = {"q": (request.q, choice.block_q), "k": (request.k, choice.block_kv)}
+    for name, (x, block) in sizes.items():
+        length, pieces = x.shape[-3], placement.pieces if placement else 1
         if length % pieces:
             raise ValueError(
                 f"{name}: got {length} tokens, want a multiple of {pieces} ({placement}); pad the sequence"
             )
-    blocks = [_plan._divisor(n // pieces, b) for n, b in zip(lengths, (choice.block_q, choice.block_kv), strict=True)]
+        tiles.append(_tile(block, length // pieces, length // parts, choice.form))
     q, k, v = (_constrained(x, layout, x.ndim - 3) for x in (request.q, request.k, request.v))
     output, found = run(
         q,
@@ -213,14 +214,27 @@ def _run(request: Request, make: Any, placement: Placement | None, layout: Layou
         request.scale,
         request.stats,
         form=choice.form,
-        block_q=blocks[0],
-        block_kv=blocks[1],
+        block_q=tiles[0],
+        block_kv=tiles[1],
         vectorized=choice.vectorized,
         executor=make(choice.executor),
         counter=make(None),
         order=placement,
     )
     return (output, found) if request.stats else output
+
+
+def _tile(wanted: int, piece: int, local: int, form: str) -> int:
+    """The length of tiles: at most what is wanted, within a piece of neighboring tokens if that can be.
+
+    Kernels want multiples of ``LANES``, or all that a device has.
+    """
+    lanes = _plan.LANES if form == "pallas" else 1
+    for whole in (piece, local):
+        fitting = [n for n in range(lanes, max(wanted, lanes) + 1, lanes) if whole % n == 0]
+        if fitting:
+            return fitting[-1]
+    return local
 
 
 def _known(mask: Mask | None) -> Mask | None:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import tyro
 
 from experiments.pod.chips import CHIPS, Chip
 from experiments.pod.config import Config, Mesh
@@ -50,7 +51,7 @@ class Plan:
         results: A file that figures are added to, as JSON.
     """
 
-    config: Literal["tiny", "125m", "1b3", "7b", "70b"]
+    config: tyro.conf.Positional[Literal["tiny", "125m", "1b3", "7b", "70b"]]
     topology: str = "v5p:4x4x8"
     meshes: tuple[str, ...] = ("fsdp=-1",)
     length: int | None = None
@@ -233,6 +234,4 @@ def main(plan: Plan) -> int:
 
 
 if __name__ == "__main__":
-    import tyro
-
     sys.exit(main(tyro.cli(Plan, prog="experiments.pod.compile")))

@@ -41,8 +41,8 @@ class Mesh:
 
     Attributes:
         data: copies of the model, each with a part of the batch.
-        fsdp: parts of the parameters, gathered layer by layer; also parts of the batch.
-        context: parts of every sequence.
+        fsdp: parts of the batch, and of the parameters, which are gathered layer by layer.
+        context: parts of every sequence, and of the parameters.
         tensor: parts of the heads and of the MLP.
         sequence_parallel: how parts of a sequence attend: "ring" passes keys and values on, "all_to_all" exchanges
             tokens for heads.

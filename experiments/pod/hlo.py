@@ -15,6 +15,10 @@ _CALLED = re.compile(r"(body|condition|calls|to_apply|true_computation|false_com
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
+Sent = dict[str, tuple[str, int, int]]
+"""Of each collective, by its channel: kind, bytes, how often."""
+
+
 class Unresolved(ValueError):
     """A loop whose number of trips the text does not tell."""
 
@@ -101,43 +105,55 @@ def collectives(text: str) -> tuple[Counter[str], Counter[str]]:
         Unresolved: A loop that holds a collective does not tell how often it runs.
     """
     computations, entry = parse(text)
-    known: dict[str, tuple[Counter, Counter]] = {}
+    known: dict[str, Sent] = {}
 
-    def of(name: str) -> tuple[Counter, Counter]:
+    def of(name: str) -> Sent:
         if name in known:
             return known[name]
-        size, times = Counter(), Counter()
+        sent: Sent = {}
+
+        def add(more: Sent, times: int = 1) -> None:
+            for channel, (kind, size, count) in more.items():
+                before = sent[channel][2] if channel in sent else 0
+                sent[channel] = kind, size, before + count * times
+
         for instruction in computations[name]:
-            kind = instruction.operation.removesuffix("-start")
             called = _CALLED.findall(instruction.rest)
-            scattered = "all-reduce-scatter" in instruction.name
+            kind = instruction.operation.removesuffix("-start")
             if kind in KINDS:
                 arrays = instruction.bytes
                 # The start of a pair names operand and result.
-                size[kind] += max(arrays) if instruction.operation.endswith("-start") else sum(arrays)
-                times[kind] += 1
-            elif scattered and instruction.operation == "fusion":
-                size["reduce-scatter"] += sum(instruction.bytes)
-                times["reduce-scatter"] += 1
+                size = max(arrays) if instruction.operation.endswith("-start") else sum(arrays)
+                add({_channel(instruction): (kind, size, 1)})
+            elif instruction.operation == "fusion":
+                inner = of(dict(called)["calls"])
+                if "all-reduce-scatter" in instruction.name:
+                    inner = {instruction.name: ("reduce-scatter", sum(instruction.bytes), 1)}
+                # One that is under way while others compute is named in each of their fusions.
+                add({channel: found for channel, found in inner.items() if channel not in sent})
             elif instruction.operation == "while":
-                inner = of(dict(called)["body"])
-                if inner[1]:
-                    count = trips(instruction, computations)
-                    _add(size, inner[0], count)
-                    _add(times, inner[1], count)
+                if inner := of(dict(called)["body"]):
+                    add(inner, trips(instruction, computations))
             elif branches := _branches(instruction):
-                inner = max((of(b) for b in branches), key=lambda found: sum(found[0].values()))
-                _add(size, inner[0])
-                _add(times, inner[1])
+                add(max(map(of, branches), key=lambda found: sum(size * n for _, size, n in found.values())))
             else:
                 for role, inner in called:
                     if role in ("calls", "to_apply"):
-                        _add(size, of(inner)[0])
-                        _add(times, of(inner)[1])
-        known[name] = size, times
-        return known[name]
+                        add(of(inner))
+        known[name] = sent
+        return sent
 
-    return of(entry)
+    size, times = Counter(), Counter()
+    for kind, each, count in of(entry).values():
+        size[kind] += each * count
+        times[kind] += count
+    return size, times
+
+
+def _channel(instruction: Instruction) -> str:
+    """What tells one collective from another."""
+    found = re.search(r"channel_id=(\d+)", instruction.rest)
+    return found[1] if found else instruction.name
 
 
 def _branches(instruction: Instruction) -> list[str]:
@@ -146,11 +162,6 @@ def _branches(instruction: Instruction) -> list[str]:
     if listed := _BRANCHES.search(instruction.rest):
         return [name.strip().lstrip("%") for name in listed[1].split(",")]
     return [name for role, name in _CALLED.findall(instruction.rest) if role.endswith("computation")]
-
-
-def _add(total: Counter, more: Counter, times: int = 1) -> None:
-    for name, n in more.items():
-        total[name] += n * times
 
 
 def largest(text: str, count: int = 10) -> list[tuple[int, str]]:

@@ -123,7 +123,7 @@ def layout_of(mesh: Mesh, devices: Any = None) -> parallel.Layout:
     made = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
     rules = {
         "batch": ("data", "fsdp"), "sequence": "context", "heads": "tensor",
-        # Devices that share a sequence need the same parameters, and hold parts of them, as those that share a batch do.
+        # Devices that share a sequence hold parts of the parameters, as those that share a batch do.
         "embed": ("fsdp", "context"), "mlp": "tensor", "vocab": "tensor",
     }  # fmt: skip
     return parallel.layout(made, rules)

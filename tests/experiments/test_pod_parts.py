@@ -254,22 +254,42 @@ HloModule m
   ROOT %r = f32[64] all-reduce(%p), to_apply=%add
 }
 
+%begin (p: f32[8]) -> f32[128] {
+  %p = f32[8] parameter(0)
+  %g = f32[128] all-gather(%p), channel_id=9, dimensions={0}
+  ROOT %c = f32[128] custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}
+
+%go_on (p: f32[8]) -> f32[128] {
+  %p = f32[8] parameter(0)
+  %g = f32[128] all-gather(%p), channel_id=9, dimensions={0}
+  ROOT %c = f32[128] custom-call(%g), custom_call_target="AsyncCollectiveDone"
+}
+
 ENTRY %main (p: f32[8]) -> f32[8] {
   %p = f32[8] parameter(0)
   %w = (s32[], bf16[128,256]) while(%init), condition=%condition, body=%body
   %g = f32[64]{0} all-gather(%p), dimensions={0}
   %s = (f32[16], f32[4]) all-reduce(%y, %z), to_apply=%add
   %all-reduce-scatter.1 = f32[8] fusion(%g), kind=kCustom, calls=%scatter
+  %f.1 = f32[128] fusion(%p), kind=kCustom, calls=%begin
+  %f.2 = f32[128] fusion(%p), kind=kCustom, calls=%go_on
   ROOT %o = f32[8] copy(%all-reduce-scatter.1)
 }
 """
 
 
 def test_traffic_of_a_program():
-    """Loops count as often as they run; a start names its operand too; a scattered sum is no sum."""
+    """Loops count as often as they run; a start names its operand too; a scattered sum is no sum; one that
+    is under way while others compute counts once."""
     size, times = hlo.collectives(LOOP)
-    assert times == {"collective-permute": 7, "all-gather": 1, "all-reduce": 1, "reduce-scatter": 1}
-    assert size == {"collective-permute": 7 * 128 * 256 * 2, "all-gather": 256, "all-reduce": 80, "reduce-scatter": 32}
+    assert times == {"collective-permute": 7, "all-gather": 2, "all-reduce": 1, "reduce-scatter": 1}
+    assert size == {
+        "collective-permute": 7 * 128 * 256 * 2,
+        "all-gather": 256 + 512,
+        "all-reduce": 80,
+        "reduce-scatter": 32,
+    }
     with pytest.raises(hlo.Unresolved, match="condition"):
         hlo.collectives(LOOP.replace("direction=LT", "direction=NE"))
     assert hlo.largest(LOOP, 1) == [(65536, "bf16[128,256]")]

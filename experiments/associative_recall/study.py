@@ -33,7 +33,7 @@ class Config:
     """Of the models; the last is the one that families are compared at."""
     families: tuple[Family, ...] = get_args(Family)
     """What the second layer is."""
-    learning_rates: tuple[float, ...] = (1e-2,)
+    learning_rates: tuple[float, ...] = (5e-3,)
     """Peaks of Adam's; of several each family and width is judged at its best, chosen by training loss."""
     batch: int = 64
     """Fresh sequences per step and seed."""

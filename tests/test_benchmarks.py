@@ -9,7 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import attention_cpu, linear_cpu
+from benchmarks import attention_cpu, linear_cpu, pod_cpu
 from benchmarks.attention_cpu import QUICK, Config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,3 +71,8 @@ def test_linear_attention():
     assert 0 < short < long
     with pytest.raises(linear_cpu.WrongValues, match="relative error"):
         linear_cpu._require("chunks", jnp.ones(3), jnp.ones(3) * 1.001)
+
+
+def test_pod_script():
+    found = pod_cpu.main(pod_cpu.Settings(quick=True))
+    assert found["script over bare"] > 0

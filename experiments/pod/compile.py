@@ -67,7 +67,9 @@ class Plan:
     def made(self, mesh: str) -> Config:
         """The configuration, with one of the meshes."""
         base = CONFIGS[self.config]
-        sizes = {"fsdp": 1} | {name: int(n) for name, n in (part.split("=") for part in mesh.split(","))}
+        sizes: dict[str, Any] = {"fsdp": 1} | {
+            name: int(n) for name, n in (part.split("=") for part in mesh.split(","))
+        }
         given = lambda **values: {name: x for name, x in values.items() if x is not None}
         return dataclasses.replace(
             base,

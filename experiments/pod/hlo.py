@@ -16,7 +16,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 Sent = dict[str, tuple[str, int, int]]
-"""Of each collective, by its channel: kind, bytes, how often."""
+"""Of each collective: kind, bytes, how often."""
 
 
 class Unresolved(ValueError):
@@ -124,7 +124,7 @@ def collectives(text: str) -> tuple[Counter[str], Counter[str]]:
                 arrays = instruction.bytes
                 # The start of a pair names operand and result.
                 size = max(arrays) if instruction.operation.endswith("-start") else sum(arrays)
-                add({_channel(instruction): (kind, size, 1)})
+                add({_identity(instruction, computations[name]): (kind, size, 1)})
             elif instruction.operation == "fusion":
                 inner = of(dict(called)["calls"])
                 if "all-reduce-scatter" in instruction.name:
@@ -150,10 +150,11 @@ def collectives(text: str) -> tuple[Counter[str], Counter[str]]:
     return size, times
 
 
-def _channel(instruction: Instruction) -> str:
-    """What tells one collective from another."""
+def _identity(instruction: Instruction, computation: list[Instruction]) -> str:
+    """What tells one collective from another: its name, or its channel if it is in pieces, in several fusions."""
+    pieces = any("AsyncCollective" in other.rest for other in computation)
     found = re.search(r"channel_id=(\d+)", instruction.rest)
-    return found[1] if found else instruction.name
+    return f"channel {found[1]}" if pieces and found else instruction.name
 
 
 def _branches(instruction: Instruction) -> list[str]:

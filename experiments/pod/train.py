@@ -10,7 +10,7 @@ when all steps are done, with 75 when it was told that its machine will be taken
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,20 @@ from experiments.pod.model import Decoder, count, flops_per_token, partition
 
 PREEMPTED = 75
 """The exit code that says: start me again."""
+
+
+class State(NamedTuple):
+    """Of training.
+
+    Attributes:
+        step: How many have been taken.
+        params: Float32.
+        optimizer: Of optax.
+    """
+
+    step: Any
+    params: Any
+    optimizer: Any
 
 
 def main(config: Config) -> int:
@@ -63,10 +77,30 @@ def main(config: Config) -> int:
             out_shardings=(shardings, layout.sharding()),
         )
 
-    # 5. The loop. Nothing in it waits for the devices, but to log, to save, and at the end.
+    # 5. The loop.
     flops = flops_per_token(config.model, like.params, config.data.length) * config.data.batch * config.data.length
     metrics = Metrics(config, parameters=count(like.params), flops=flops, first=first)
-    for number in range(first, config.training.steps):
+    _, done = loop(config, step, state, reader, checkpoints, metrics, first, config.training.steps)
+    checkpoints.close()
+    metrics.close()
+    return 0 if done else PREEMPTED
+
+
+def loop(
+    config: Config,
+    step: Callable[[State, Batch], tuple[State, Any]],
+    state: State,
+    reader: Iterator[Batch],
+    checkpoints: Checkpoints,
+    metrics: Metrics,
+    first: int,
+    last: int,
+) -> tuple[State, bool]:
+    """Steps from the first up to the last; the state, and whether all were taken.
+
+    Nothing in it waits for the devices, but to log, to save, and at the end.
+    """
+    for number in range(first, last):
         metrics.profile(number)
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             state, report = step(state, next(reader))
@@ -74,12 +108,8 @@ def main(config: Config) -> int:
         preempted = checkpoints.preempted(number + 1)
         checkpoints.save(number + 1, state, now=preempted or number + 1 == config.training.steps)
         if preempted:
-            checkpoints.close()
-            metrics.close()
-            return PREEMPTED
-    checkpoints.close()
-    metrics.close()
-    return 0
+            return state, False
+    return state, True
 
 
 # --- 1. processes and devices ---------------------------------------------------------------------------------------
@@ -130,20 +160,6 @@ def layout_of(mesh: Mesh, devices: Any = None) -> parallel.Layout:
 
 
 # --- 2. the state ---------------------------------------------------------------------------------------------------
-
-
-class State(NamedTuple):
-    """Of training.
-
-    Attributes:
-        step: How many have been taken.
-        params: Float32.
-        optimizer: Of optax.
-    """
-
-    step: Any
-    params: Any
-    optimizer: Any
 
 
 def optimizer_of(training: Training) -> optax.GradientTransformation:

@@ -238,6 +238,7 @@ HloModule m
   %p = (s32[], bf16[128,256]) parameter(0)
   %x = bf16[128,256]{1,0} get-tuple-element(%p), index=1
   %start = (bf16[128,256]{1,0:T(8,128)}, bf16[128,256]{1,0:T(8,128)}, u32[], u32[]) collective-permute-start(%x), channel_id=1
+  %other = (f32[4], f32[4], u32[], u32[]) collective-permute-start(%y), channel_id=1
   %done = bf16[128,256]{1,0} collective-permute-done(%start)
   ROOT %t = (s32[], bf16[128,256]) tuple(%p, %done)
 }
@@ -283,9 +284,9 @@ def test_traffic_of_a_program():
     """Loops count as often as they run; a start names its operand too; a scattered sum is no sum; one that
     is under way while others compute counts once."""
     size, times = hlo.collectives(LOOP)
-    assert times == {"collective-permute": 7, "all-gather": 2, "all-reduce": 1, "reduce-scatter": 1}
+    assert times == {"collective-permute": 14, "all-gather": 2, "all-reduce": 1, "reduce-scatter": 1}
     assert size == {
-        "collective-permute": 7 * 128 * 256 * 2,
+        "collective-permute": 7 * (128 * 256 * 2 + 16),
         "all-gather": 256 + 512,
         "all-reduce": 80,
         "reduce-scatter": 32,

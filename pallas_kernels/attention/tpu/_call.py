@@ -1,6 +1,7 @@
 """Folds on TPU: one `pallas_call` for each order in which a plan's outputs can be added up."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels._cost import estimate
 from pallas_kernels._target import MIB, Target
 from pallas_kernels.attention import _work
 from pallas_kernels.attention._evaluate import Evaluator
@@ -135,6 +137,11 @@ class _Call:
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=semantics,
                 vmem_limit_bytes=self.budget.limit(self.target),
+            ),
+            cost_estimate=estimate(
+                self.flat.jaxpr,
+                math.prod(points) * math.prod(grid.outer[d] for d in order.inner) * grid.rows * grid.cols,
+                [*operands, *(shape for shape, _ in outs)],
             ),
             interpret=self.target.interpret,
             name=order.name(plan.scaled),

@@ -105,6 +105,8 @@ def collectives(text: str) -> tuple[Counter[str], Counter[str]]:
         Unresolved: A loop that holds a collective does not tell how often it runs.
     """
     computations, entry = parse(text)
+    every = [instruction for found in computations.values() for instruction in found]
+    fusions = {dict(_CALLED.findall(i.rest))["calls"] for i in every if i.operation == "fusion"}
     known: dict[str, Sent] = {}
 
     def of(name: str) -> Sent:
@@ -124,7 +126,7 @@ def collectives(text: str) -> tuple[Counter[str], Counter[str]]:
                 arrays = instruction.bytes
                 # The start of a pair names operand and result.
                 size = max(arrays) if instruction.operation.endswith("-start") else sum(arrays)
-                add({_identity(instruction, computations[name]): (kind, size, 1)})
+                add({_identity(instruction, name in fusions): (kind, size, 1)})
             elif instruction.operation == "fusion":
                 inner = of(dict(called)["calls"])
                 if "all-reduce-scatter" in instruction.name:
@@ -150,11 +152,10 @@ def collectives(text: str) -> tuple[Counter[str], Counter[str]]:
     return size, times
 
 
-def _identity(instruction: Instruction, computation: list[Instruction]) -> str:
+def _identity(instruction: Instruction, fused: bool) -> str:
     """What tells one collective from another: its name, or its channel if it is in pieces, in several fusions."""
-    pieces = any("AsyncCollective" in other.rest for other in computation)
     found = re.search(r"channel_id=(\d+)", instruction.rest)
-    return f"channel {found[1]}" if pieces and found else instruction.name
+    return f"channel {found[1]}" if fused and found else instruction.name
 
 
 def _branches(instruction: Instruction) -> list[str]:

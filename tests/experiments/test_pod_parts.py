@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import json
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +12,14 @@ import numpy as np
 import pytest
 
 from attnjax import parallel
+from experiments import pod
 from experiments.framework.context import UsageError
 from experiments.pod import hlo
 from experiments.pod.chips import CHIPS, peak_flops
 from experiments.pod.config import Config, Data, Mesh
 from experiments.pod.configs import CONFIGS
 from experiments.pod.data import Batch, Sequences, batches, share
+from experiments.pod.estimate import estimate
 from experiments.pod.model import Decoder, count, flops_per_token, partition
 from experiments.pod.train import initial, layout_of, optimizer_of, pmapped, shardings_of, train_step
 
@@ -304,3 +308,20 @@ def test_traffic_of_a_ring():
     size, _ = hlo.collectives(jax.jit(call).lower(x, x, x).compile().as_text())
     kept = 2 * 32 * 2 * 16 * 4  # keys and values of a device
     assert kept * 7 <= size["collective-permute"] <= kept * 7 * 1.1  # positions go along
+
+
+def test_estimates_are_what_was_compiled():
+    """State and what a ring sends, by formula, against the plans that the compiler made."""
+    plans = json.loads((Path(pod.__file__).parent / "plans.json").read_text())
+    fitting = [plan for plan in plans if plan["fits"]]
+    assert len(fitting) >= 4
+    for plan in fitting:
+        mesh = {name: int(n) for name, n in (part.split("=") for part in plan["mesh"].split(","))}
+        chip, length = plan["topology"].split(":")[0], plan["length"]
+        found = estimate(plan["config"], chip, mesh, length, plan["batch"] * length)
+        assert found.chips == plan["chips"]
+        assert found.compute == pytest.approx(plan["compute seconds"])
+        assert found.state == pytest.approx(plan["state bytes"], rel=0.02)
+        assert plan["wire seconds"].get("collective-permute", 0.0) == pytest.approx(found.ring, rel=0.05)
+        gathered = plan["received bytes"]["all-gather"]
+        assert gathered == pytest.approx(2 * 2 * 7.242e9, rel=0.05)  # twice, in bfloat16

@@ -2,19 +2,20 @@
 
 import dataclasses
 import json
+import logging
 import signal
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
 from experiments.framework.context import UsageError
 from experiments.pod.config import Config
 
+LOG = logging.getLogger(__name__)
 DAMAGE = ("OUT_OF_RANGE", "DATA_LOSS", "NOT_FOUND", "was not found in the checkpoint")
 """What the errors of a damaged checkpoint say; others disagree with the run, and must not be passed over."""
 
@@ -69,7 +70,7 @@ class Checkpoints:
             state, error = self._read(step, like)
             if _all_agree(error is None):
                 return step, state
-            logging.warning("checkpoint %d is damaged and is passed over: %s", step, error)
+            LOG.warning("checkpoint %d is damaged and is passed over: %s", step, error)
             self.manager.delete(step)
         return None
 

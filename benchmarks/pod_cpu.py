@@ -87,7 +87,8 @@ def main(given: Settings) -> dict:
         "seconds of a step": found,
         "script over bare": statistics.median(ratios),
         "range": [min(ratios), max(ratios)],
-        "settings": dataclasses.asdict(given) | {"model": dataclasses.asdict(model), "length": data.length},
+        "settings": {"steps": given.steps, "turns": given.turns}
+        | {"model": dataclasses.asdict(model), "length": data.length},
     }
     bare, script = found.values()
     print(f"a step takes {bare:.4f} s bare, {script:.4f} s in the script: {figures['script over bare']:.3f}")

@@ -22,7 +22,7 @@ from experiments.pod.config import Config, Data, Mesh, Model, Output, Training
 from experiments.pod.data import Sequences, batches, load
 from experiments.pod.metrics import Metrics
 from experiments.pod.model import Decoder
-from experiments.pod.train import initial, layout_of, loop, optimizer_of, shardings_of, train_step
+from experiments.pod.train import initial, jitted, layout_of, loop, optimizer_of, shardings_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +57,7 @@ def main(given: Settings) -> dict:
         decoder, optimizer = Decoder(config, layout), optimizer_of(training)
         shardings = shardings_of(config, decoder, optimizer, layout)
         make = jax.jit(functools.partial(initial, decoder, optimizer), out_shardings=shardings)
-        run = functools.partial(train_step, decoder, optimizer, training)
-        step = jax.jit(run, donate_argnums=0, out_shardings=(shardings, layout.sharding()))
+        step = jitted(decoder, optimizer, training, shardings)
         sequences = Sequences(load(data), data, decoder.placement)
         reader = batches(data, sequences, layout.sharding("batch", "sequence"), 0)
         checkpoints, metrics = Checkpoints(config), Metrics(config, parameters=0, flops=0.0, first=0)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import tyro
 
 from experiments.pod.chips import CHIPS, Chip
-from experiments.pod.config import Config, Mesh
+from experiments.pod.config import Config, Mesh, mesh_sizes
 from experiments.pod.configs import CONFIGS
 from experiments.pod.data import Batch
 from experiments.pod.hlo import collectives, largest
@@ -67,9 +67,7 @@ class Plan:
     def made(self, mesh: str) -> Config:
         """The configuration, with one of the meshes."""
         base = CONFIGS[self.config]
-        sizes: dict[str, Any] = {"fsdp": 1} | {
-            name: int(n) for name, n in (part.split("=") for part in mesh.split(","))
-        }
+        sizes: dict[str, Any] = {"fsdp": 1} | mesh_sizes(mesh)
         given = lambda **values: {name: x for name, x in values.items() if x is not None}
         return dataclasses.replace(
             base,
@@ -110,18 +108,17 @@ def chip_of(topology: str) -> Chip:
 
 def lower(config: Config, devices: Any) -> tuple[Any, Any]:
     """The step of a configuration on described devices, traced; and the shapes of its state."""
-    from experiments.pod.train import initial, layout_of, optimizer_of, shardings_of, train_step
+    from experiments.pod.train import initial, jitted, layout_of, optimizer_of, shardings_of, with_sharding
 
     layout = layout_of(config.mesh, devices)
     decoder, optimizer = Decoder(config, layout), optimizer_of(config.training)
     shardings = shardings_of(config, decoder, optimizer, layout)
     shapes = jax.eval_shape(functools.partial(initial, decoder, optimizer), jax.random.key(0))
-    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    state = jax.tree.map(with_sharding, shapes, shardings)
     place, size = layout.sharding("batch", "sequence"), (config.data.batch, config.data.length)
     whole = jax.ShapeDtypeStruct(size, jnp.int32, sharding=place)
     batch = Batch(whole, whole, jax.ShapeDtypeStruct(size, jnp.float32, sharding=place), whole)
-    step = functools.partial(train_step, decoder, optimizer, config.training)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, layout.sharding())).lower(state, batch), shapes
+    return jitted(decoder, optimizer, config.training, shardings).lower(state, batch), shapes
 
 
 def measured(config: Config, topology: str) -> dict[str, Any]:

@@ -57,6 +57,11 @@ class Mesh:
     zigzag: bool = True
 
 
+def mesh_sizes(text: str) -> dict[str, int]:
+    """Sizes of a mesh's axes from a text such as fsdp=16,context=8."""
+    return {name: int(n) for name, n in (part.split("=") for part in text.split(","))}
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """What is read.

@@ -1,6 +1,5 @@
 """Sequences of tokens, read by Grain: every host reads what its devices hold, and any step can be gone back to."""
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -104,8 +103,3 @@ def batches(data: Data, sequences: Sequences, sharding: jax.sharding.NamedShardi
 
     for batch in reader:
         yield Batch(*map(spread, batch))
-
-
-def epochs(data: Data, sequences: Sequences, steps: int) -> float:
-    """How often each sequence is read in so many steps."""
-    return steps * data.batch / max(1, len(sequences)) if math.isfinite(steps) else math.inf

@@ -14,6 +14,7 @@ import jax
 import tyro
 
 from experiments.pod.chips import CHIPS
+from experiments.pod.config import mesh_sizes
 from experiments.pod.configs import CONFIGS
 from experiments.pod.model import Decoder, count, flops_per_token
 
@@ -123,6 +124,5 @@ if __name__ == "__main__":
     given = tyro.cli(Arguments, prog="experiments.pod.estimate")
     print(HEAD)
     for text in given.meshes:
-        sizes = {name: int(n) for name, n in (part.split("=") for part in text.split(","))}
-        print(row(given.config, given.chip, sizes, given.length, given.tokens))
+        print(row(given.config, given.chip, mesh_sizes(text), given.length, given.tokens))
     sys.exit(0)

@@ -10,7 +10,7 @@ _SIZES = {"pred": 1, "s4": 1, "u4": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf
           "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "f8e4m3fn": 1, "f8e5m2": 1}  # fmt: skip
 _ARRAY = re.compile(r"\b(" + "|".join(_SIZES) + r")\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^\s*(ENTRY\s+)?%?([\w.\-]+)\s*\(.*->.*\{\s*$")
-_INSTRUCTION = re.compile(r"^\s*(ROOT\s+)?%?([\w.\-]+)\s*=\s*(.+?)\s([a-z][\w\-]*)\((.*)$")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT\s+)?%?([\w.\-]+)\s*=\s*(.+?)\s([a-z][\w\-]*)\((.*)$")
 _CALLED = re.compile(r"(body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
@@ -32,22 +32,22 @@ class Instruction:
         type: Of its result, as text.
         operation: Its name.
         rest: Operands and attributes, as text.
-        root: Whether it is what the computation returns.
     """
 
     name: str
     type: str
     operation: str
     rest: str
-    root: bool
 
     @property
     def bytes(self) -> list[int]:
         """Of each array of the result."""
-        return [
-            _SIZES[kind] * math.prod(map(int, filter(None, dims.split(","))))
-            for kind, dims in _ARRAY.findall(self.type)
-        ]
+        return [_bytes(kind, dims) for kind, dims in _ARRAY.findall(self.type)]
+
+
+def _bytes(kind: str, dims: str) -> int:
+    """Of an array, from the texts of its type and of its lengths."""
+    return _SIZES[kind] * math.prod(map(int, filter(None, dims.split(","))))
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
@@ -60,7 +60,7 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
             computations[current] = []
             entry = current if head[1] else entry
         elif current and (found := _INSTRUCTION.match(line)):
-            computations[current].append(Instruction(found[2], found[3], found[4], found[5], bool(found[1])))
+            computations[current].append(Instruction(*found.groups()))
     return computations, entry
 
 
@@ -168,9 +168,5 @@ def _branches(instruction: Instruction) -> list[str]:
 
 def largest(text: str, count: int = 10) -> list[tuple[int, str]]:
     """The largest arrays of a module, in bytes and by their types: where to look when memory runs out."""
-    found = {kind + "[" + dims + "]" for kind, dims in _ARRAY.findall(text)}
-    sized = [
-        (_SIZES[t.split("[")[0]] * math.prod(map(int, filter(None, t[t.index("[") + 1 : -1].split(",")))), t)
-        for t in found
-    ]
+    sized = {(_bytes(kind, dims), f"{kind}[{dims}]") for kind, dims in _ARRAY.findall(text)}
     return sorted(sized, reverse=True)[:count]

@@ -54,7 +54,7 @@ def main(config: Config) -> int:
     shardings = shardings_of(config, decoder, optimizer, layout)
     checkpoints = Checkpoints(config)
     make = functools.partial(initial, decoder, optimizer)
-    like = jax.tree.map(_with_sharding, jax.eval_shape(make, jax.random.key(config.training.seed)), shardings)
+    like = jax.tree.map(with_sharding, jax.eval_shape(make, jax.random.key(config.training.seed)), shardings)
     found = checkpoints.restore(like)
     if found is None:
         state = jax.jit(make, out_shardings=shardings)(jax.random.key(config.training.seed))
@@ -71,11 +71,7 @@ def main(config: Config) -> int:
     if config.training.pmap:
         step = pmapped(config, optimizer)
     else:
-        step = jax.jit(
-            functools.partial(train_step, decoder, optimizer, config.training),
-            donate_argnums=0,
-            out_shardings=(shardings, layout.sharding()),
-        )
+        step = jitted(decoder, optimizer, config.training, shardings)
 
     # 5. The loop.
     flops = flops_per_token(config.model, like.params, config.data.length) * config.data.batch * config.data.length
@@ -192,7 +188,8 @@ def shardings_of(
     return State(layout.sharding(), params, kept)
 
 
-def _with_sharding(x: Any, place: Any) -> jax.ShapeDtypeStruct:
+def with_sharding(x: Any, place: Any) -> jax.ShapeDtypeStruct:
+    """The shape and the type of an array, and where it lives."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
 
 
@@ -239,6 +236,12 @@ def train_step(
     updates, kept = optimizer.update(mean, state.optimizer, state.params)
     report = {"loss": loss / weight, "gradient norm": optax.tree.norm(mean)}
     return State(state.step + 1, optax.apply_updates(state.params, updates), kept), report
+
+
+def jitted(decoder: Decoder, optimizer: optax.GradientTransformation, training: Training, shardings: State) -> Any:
+    """The step, compiled for the mesh that the state is split over."""
+    step = functools.partial(train_step, decoder, optimizer, training)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, shardings.step))
 
 
 def pmapped(config: Config, optimizer: optax.GradientTransformation) -> Callable[[State, Batch], Any]:

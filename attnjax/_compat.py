@@ -114,23 +114,43 @@ def output_aval(shape: Sequence[int], dtype: Any, like: Sequence[Any]) -> Any:
     )
 
 
+def explicit_axes(value: Any) -> tuple:
+    """For each axis of an array the mesh axes of type Explicit that it is split over; none of a tracer without them."""
+    place = getattr(jax.typeof(value), "sharding", None)
+    spec = getattr(place, "spec", None) or ()
+    return (*spec, *(None,) * (jax.numpy.ndim(value) - len(spec)))
+
+
+def lowering_knows_devices(primitive: Any) -> None:
+    """Have ``jit`` settle the devices of a program with this primitive before it is lowered."""
+    from jax._src import dispatch
+
+    dispatch.prim_requires_devices_during_lowering.add(primitive)
+
+
 def _without_varying(aval: Any) -> Any:
     return jax.core.ShapedArray(aval.shape, aval.dtype)
 
 
-def lower_without_varying_check(function: Callable) -> Callable:
+def lower_without_varying_check(function: Callable, across: Callable | None = None) -> Callable:
     """A lowering rule for a primitive whose implementation is ``function``, inside or outside ``shard_map``.
 
     Inside ``shard_map`` the loops of the implementation start from constants, which do not vary over the mesh while
     their bodies do; the primitive has already settled what varies, so the check is off while it is lowered.
+
+    Args:
+        function: the implementation.
+        across: the implementation in programs of several devices, over which ``jit`` may split the arrays.
     """
     from jax._src import config
 
     rule = mlir.lower_fun(function, multiple_results=True)
+    automatic = rule if across is None else mlir.lower_fun(across, multiple_results=True)
 
     def lower(ctx, *operands, **params):
         if not any(_varying(a) for a in ctx.avals_in):
-            return rule(ctx, *operands, **params)
+            devices = getattr(ctx.module_context.axis_context, "num_devices", 1)  # a program under jit has it
+            return (automatic if devices > 1 else rule)(ctx, *operands, **params)
         check = getattr(config, "_check_vma", None)
         ctx = ctx.replace(
             avals_in=[_without_varying(a) for a in ctx.avals_in],

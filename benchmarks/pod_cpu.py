@@ -58,7 +58,7 @@ def main(given: Settings) -> dict:
         shardings = shardings_of(config, decoder, optimizer, layout)
         make = jax.jit(functools.partial(initial, decoder, optimizer), out_shardings=shardings)
         step = jitted(decoder, optimizer, training, shardings)
-        sequences = Sequences(load(data), data, decoder.placement)
+        sequences = Sequences(load(data), data, decoder.placement, config.model.vocab)
         reader = batches(data, sequences, layout.sharding("batch", "sequence"), 0)
         checkpoints, metrics = Checkpoints(config), Metrics(config, parameters=0, flops=0.0, first=0)
         state, report = step(make(jax.random.key(0)), next(reader))

@@ -1,13 +1,15 @@
 """The entry points: ``attend``, ``attention_weights``, ``explain``."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from attnjax import _compat
 from attnjax._typing import FloatScalar
 from attnjax.attention import _forms, _validate
 from attnjax.attention import statistics as _statistics
@@ -74,6 +76,9 @@ def attend(
     by default ``w_ts = exp(s_ts) / sum_s' exp(s_ts')`` and ``s_ts = scale * <q_t, k_s>``. A query that sees no key gets
     exact zeros, and so do its gradients. Scores, weights and sums are float32 (float64 stays float64).
 
+    Over several devices, ``jit`` may split the batch and the heads; kernels, which it cannot split, are left out then.
+    A sequence that is split is gathered on every device: ``attnjax.parallel`` has attention that keeps it split.
+
     Args:
         q: queries ``[*B, T, N, H]``, floating point; leading batch axes are optional.
         k: keys ``[*B, S, K, H]`` of q's dtype; N is a multiple of K and query head n reads key/value head
@@ -108,22 +113,39 @@ def attend(
     """
     request = checked(q, k, v, mask, score, normalizer, scale, implementation, stats, block_sizes)
     plan = choose(request)
-    output, found = run(
-        q,
-        k,
-        v,
-        request.mask,
-        request.score,
-        request.normalizer,
-        request.scale,
-        request.stats,
+    call = functools.partial(
+        run,
         form=plan.form,
         block_q=plan.block_q,
         block_kv=plan.block_kv,
         vectorized=plan.vectorized,
         executor=plan.executor,
     )
+    parts = (q, k, v, request.mask, request.score, request.normalizer, request.scale, request.stats)
+    output, found = _with_automatic_axes(call, request)(*parts)
     return (output, found) if request.stats else output
+
+
+def _with_automatic_axes(call: Callable, request: Request) -> Callable:
+    """The call; where types say how arrays are split (mesh axes of type Explicit), one whose inside leaves it to XLA."""
+    arrays = {"q": request.q, "k": request.k, "v": request.v}
+    split = {name: _compat.explicit_axes(x) for name, x in arrays.items()}
+    meshes = [jax.typeof(x).sharding.mesh for name, x in arrays.items() if any(split[name])]
+    if not meshes:
+        return call
+    for name, axes in split.items():
+        if axes[-3] is not None:
+            raise ValueError(
+                f"{name}: its sequence is split over the mesh axis {axes[-3]!r}, and attend wants it whole on each device; "
+                "use attnjax.parallel.ring_attend or all_to_all_attend, on a mesh with axes of type Auto, or reshard it"
+            )
+    row = PartitionSpec(*split["q"][:-1])  # batch, None, heads: of keys, too
+
+    def automatic(*parts):
+        with jax.sharding.use_abstract_mesh(meshes[0]):
+            return jax.sharding.auto_axes(call, out_sharding=(row, {stat.name: row for stat in request.stats}))(*parts)
+
+    return automatic
 
 
 def attention_weights(

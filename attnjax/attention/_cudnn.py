@@ -115,6 +115,9 @@ class Fused:
     def batch(self, axes: tuple[int | None, ...], plan: Plan) -> "_Batched":
         return _Batched(self, axes, (0,) * len(plan.outputs))
 
+    def across(self) -> "Fused":
+        return self  # jax.nn has told jit how
+
 
 def _flat(x: jax.Array, heads: int) -> jax.Array:
     """``[*B, T, K, G, H]`` or ``[*B, S, K, H]`` as ``[B, length, heads, H]``."""
@@ -141,6 +144,9 @@ class _Tangent:
     def batch(self, axes: tuple[int | None, ...], plan: Plan) -> "_Batched":
         return _Batched(self, axes, (0,) * len(plan.outputs))
 
+    def across(self) -> "_Tangent":
+        return self  # jax.nn has told jit how
+
 
 @dataclasses.dataclass(frozen=True)
 class _Backward:
@@ -159,6 +165,9 @@ class _Backward:
 
     def batch(self, axes: tuple[int | None, ...], plan: Plan) -> "_Batched":
         return _Batched(self, axes, (0,) * len(plan.outputs))
+
+    def across(self) -> "_Backward":
+        return self  # jax.nn has told jit how
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +197,9 @@ class _Batched:
 
     def batch(self, axes: tuple[int | None, ...], plan: Plan) -> "_Batched":
         return _Batched(self, axes, (0,) * len(plan.outputs))
+
+    def across(self) -> "_Batched":
+        return self  # jax.nn has told jit how
 
 
 def fused(request: Any, backend: str = "cudnn") -> Fused:

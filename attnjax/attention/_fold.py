@@ -25,7 +25,7 @@ from jax.interpreters import ad, batching, mlir
 
 from attnjax import _compat
 from attnjax.attention._grid import Spec
-from attnjax.attention._tiles import Plan, close, run, run_on_cpu
+from attnjax.attention._tiles import Plan, close, run, run_across, run_on_cpu
 
 fold_p = _compat.Primitive("attention_fold")
 fold_p.multiple_results = True
@@ -52,8 +52,9 @@ def _abstract(*avals, plan: Plan):
     ]
 
 
-mlir.register_lowering(fold_p, _compat.lower_without_varying_check(run))
-mlir.register_lowering(fold_p, _compat.lower_without_varying_check(run_on_cpu), platform="cpu")
+mlir.register_lowering(fold_p, _compat.lower_without_varying_check(run, run_across))
+mlir.register_lowering(fold_p, _compat.lower_without_varying_check(run_on_cpu, run_across), platform="cpu")
+_compat.lowering_knows_devices(fold_p)
 
 
 def _is_zero(tangent) -> bool:

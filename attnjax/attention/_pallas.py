@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ class Fused:
 
     Attributes:
         target: what they are compiled for.
-        required: whether a fold that no kernel runs is an error; its derivatives are streamed instead.
+        required: whether a fold that no kernel runs is an error; it is streamed instead.
     """
 
     target: Target
@@ -50,6 +51,15 @@ class Fused:
 
     def batch(self, axes: tuple[int | None, ...], plan: Plan) -> "Fused":
         return self
+
+    def across(self) -> None:
+        help = (
+            "jit does not split kernels over several devices; by parallel.all_to_all_attend(..., layout=...) each device "
+            "runs them on its batch and heads"
+        )
+        if self.required:
+            raise NotImplementedError(f"implementation='pallas': {help}; or use implementation='blocks'")
+        warnings.warn(f"attend: {help}. Streamed without kernels now", stacklevel=2)
 
 
 def refusal(request: Any, block_q: int, block_kv: int, target: Target) -> str | None:

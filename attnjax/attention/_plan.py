@@ -171,7 +171,7 @@ def _with_tiles(request: Request, form: str, reasons: tuple[str, ...]) -> Choice
         executor = _cudnn.fused(request)
         block_q, block_kv = _divisor(queries, block_q), _divisor(keys, block_kv)
     if form == "pallas":
-        executor = _pallas_executor()
+        executor = _pallas_executor(required=request.implementation == "pallas")
     return Choice(form, block_q, block_kv, jax.default_backend() != "cpu", reasons, executor)
 
 
@@ -193,12 +193,12 @@ def _kernel_platform() -> str | None:
     return None if target is None else target.platform
 
 
-def _pallas_executor() -> Executor:
+def _pallas_executor(*, required: bool) -> Executor:
     from attnjax.attention._pallas import Fused, current
 
     target = current()
     assert target is not None
-    return Fused(target)
+    return Fused(target, required)
 
 
 def _divisor(length: int, block: int) -> int:

@@ -63,6 +63,10 @@ class Executor(Protocol):
         """For the fold ``plan`` mapped over an axis of each operand."""
         ...
 
+    def across(self) -> "Executor | None":
+        """For a program of several devices, over which ``jit`` may split operands; None leaves the fold to the loops."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -162,6 +166,12 @@ def run_on_cpu(kinds: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Ar
     if found is not None:
         return found
     return loop(kinds, *arrays, plan=dataclasses.replace(plan, tile=plan.tile.on_cpu()))
+
+
+def run_across(kinds: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Array, ...]:
+    """The same in a program of several devices: the loops have outer dimensions as axes, which XLA can split."""
+    executor = plan.executor and plan.executor.across()
+    return run(kinds, *arrays, plan=dataclasses.replace(plan, executor=executor, vectorized=plan.start is None))
 
 
 def _executed(kinds: jax.Array, arrays: Sequence[jax.Array], plan: Plan) -> tuple[jax.Array, ...] | None:

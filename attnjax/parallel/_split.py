@@ -56,6 +56,9 @@ class Split:
         inner = self.inner and self.inner.batch(axes, plan)
         return dataclasses.replace(self, outer=(*self.outer, ()), inner=inner)
 
+    def across(self) -> "Split":
+        return self
+
     def __call__(self, plan: Plan, kinds: jax.Array, arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         *outer, _, _ = self._partition(plan.visit)
         table = PartitionSpec(*outer, self.ring, None)

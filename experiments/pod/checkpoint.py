@@ -1,9 +1,11 @@
 """Checkpoints: written while training goes on, on notice of preemption too; damaged ones are passed over."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,6 +18,10 @@ from experiments.framework.context import UsageError
 from experiments.pod.config import Config
 
 LOG = logging.getLogger(__name__)
+class Unwritten(OSError):
+    """A checkpoint could not be written: a full disk, for example."""
+
+
 DAMAGE = ("OUT_OF_RANGE", "DATA_LOSS", "NOT_FOUND", "was not found in the checkpoint")
 """What the errors of a damaged checkpoint say; others disagree with the run, and must not be passed over."""
 
@@ -51,11 +57,31 @@ class Checkpoints:
         return self.noticed if self.alone else self.manager.reached_preemption(step)
 
     def save(self, step: int, state: Any, *, now: bool = False) -> None:
-        """Save if it is time, or `now`. Returns when the state has been copied to the host."""
-        if step in self.manager.all_steps():
-            return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self.described))
-        self.manager.save(step, args=items, force=now)
+        """Save if it is time, or `now`. Returns when the state has been copied to the host.
+
+        Raises:
+            Unwritten: This checkpoint, or the one before it, whose files are written in the background.
+        """
+        with self._writing():
+            self.manager.check_for_errors()
+            if step in self.manager.all_steps():
+                return
+            items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self.described))
+            self.manager.save(step, args=items, force=now)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Says of an error what it means for the run."""
+        try:
+            yield
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                self.manager.close()
+            whole = sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+            raise Unwritten(
+                f"{self.folder}: a checkpoint could not be written ({_said(error)[-1]}). Those of steps {whole} are whole: "
+                "make room, and start again with the same command"
+            ) from error
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """The newest state that can be read, and its step; None if there is none.
@@ -90,9 +116,14 @@ class Checkpoints:
         return found["state"], None
 
     def close(self) -> None:
-        """Wait for what is being written."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        """Wait for what is being written.
+
+        Raises:
+            Unwritten: The last checkpoint.
+        """
+        with self._writing():
+            self.manager.wait_until_finished()
+            self.manager.close()
 
 
 def described(config: Config) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Sequences of tokens, read by Grain: every host reads what its devices hold, and any step can be gone back to."""
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -32,8 +33,8 @@ class Batch(NamedTuple):
 class Sequences:
     """Token numbers cut into equal sequences: a random-access source for Grain."""
 
-    def __init__(self, tokens: np.ndarray, data: Data, placement: parallel.Placement):
-        self.tokens, self.data, self.order = tokens, data, placement(data.length)
+    def __init__(self, tokens: np.ndarray, data: Data, placement: parallel.Placement, vocab: int):
+        self.tokens, self.data, self.order, self.vocab = tokens, data, placement(data.length), vocab
         if len(self) < 1:
             raise UsageError(f"{len(tokens)} tokens of data: want more than a sequence of {data.length}")
 
@@ -43,6 +44,11 @@ class Sequences:
     def __getitem__(self, index: Any) -> Batch:
         start = int(index) * self.data.length
         window = np.asarray(self.tokens[start : start + self.data.length + 1], np.int32)
+        if window.min() < 0 or window.max() >= self.vocab:
+            raise UsageError(
+                f"sequence {int(index)}: has tokens from {window.min()} to {window.max()}, want 0 to {self.vocab - 1} "
+                f"(model.vocab={self.vocab})"
+            )
         tokens, targets = window[:-1], window[1:]
         ends = np.zeros(len(tokens), np.int32)
         if self.data.document_end is not None:
@@ -58,10 +64,20 @@ def load(data: Data) -> np.ndarray:
     """The token numbers; a file of them stays on disk."""
     if data.path is None:
         return corpus.load((), held_out_bytes=100_000).train
-    tokens = np.load(data.path, mmap_mode="r")
+    try:
+        tokens = np.load(data.path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"data.path={data.path}: cannot be read as .npy: {error}") from error
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
         raise UsageError(f"{data.path}: got {tokens.dtype}{list(tokens.shape)}, want one axis of integers")
     return tokens
+
+
+def fingerprint(tokens: np.ndarray) -> str:
+    """What a file of tokens is told from others by: its length, and 64 pieces of it."""
+    starts = np.linspace(0, max(len(tokens) - 1024, 0), 64).astype(int)
+    pieces = b"".join(np.asarray(tokens[i : i + 1024], np.int64).tobytes() for i in starts)
+    return f"{len(tokens)} tokens, {hashlib.sha256(pieces).hexdigest()[:8]}"
 
 
 def share(sharding: jax.sharding.Sharding, shape: tuple[int, int]) -> tuple[int, int]:

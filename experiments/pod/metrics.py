@@ -39,7 +39,7 @@ class Metrics:
             return
         folder = epath.Path(self.output.folder).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        self.lines = folder / "metrics.jsonl"
+        self.lines = Lines(folder / "metrics.jsonl", whole="://" in self.output.folder)
         if self.output.tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -72,9 +72,7 @@ class Metrics:
             speed = {"step seconds": seconds, "tokens per second": self.tokens / seconds}
             if self.peak:
                 speed["MFU"] = self.flops / seconds / self.peak
-        with self.lines.open("a") as file:
-            for number, values in found:
-                file.write(json.dumps({"step": number, **values, **(speed if number == last else {})}) + "\n")
+        self.lines.add([{"step": number, **values, **(speed if number == last else {})} for number, values in found])
         shown = {**found[-1][1], **speed}
         print(f"step {last}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()), flush=True)
         if self.board is not None:
@@ -88,7 +86,7 @@ class Metrics:
         if self.output.profile is None or not self.speaks:
             return
         if number == self.output.profile[0]:
-            jax.profiler.start_trace(str(Path(self.output.folder).expanduser() / "profile"))
+            jax.profiler.start_trace(str(epath.Path(self.output.folder).expanduser() / "profile"))
             self.tracing = True
         elif self.tracing and number > self.output.profile[1]:
             jax.profiler.stop_trace()
@@ -102,7 +100,41 @@ class Metrics:
             self.board.close()
 
 
+class Lines:
+    """A file of lines of JSON that grows, over restarts too.
+
+    Args:
+        path: Of the file.
+        whole: Write all of it every time: objects in a bucket cannot be appended to.
+    """
+
+    def __init__(self, path: epath.Path, *, whole: bool):
+        self.path, self.whole = path, whole
+        before = path.read_text() if path.exists() else ""
+        self.text = before if not before or before.endswith("\n") else before + "\n"  # a process died as it wrote
+        if self.text != before:
+            path.write_text(self.text)
+
+    def add(self, lines: list[dict[str, Any]]) -> None:
+        new = "".join(json.dumps(line) + "\n" for line in lines)
+        if self.whole:
+            self.text += new
+            self.path.write_text(self.text)
+        else:
+            with self.path.open("a") as file:
+                file.write(new)
+
+
 def read(folder: Path) -> dict[int, dict[str, float]]:
-    """The lines of a run by their step; of steps that were taken twice, after a restart, the last."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line for line in lines}
+    """The lines of a run by their step; of steps that were taken twice, after a restart, the last.
+
+    A line that was cut short, when a process died as it wrote or its disk was full, is passed over.
+    """
+    found = {}
+    for text in (folder / "metrics.jsonl").read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        found[line["step"]] = line
+    return found

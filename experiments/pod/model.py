@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attnjax import attend, masks, nn, parallel
+from experiments.framework.context import UsageError
 from experiments.pod.config import Config, Model
 
 POLICIES = {
@@ -42,7 +43,7 @@ class Decoder:
         if "lightning" in config.model.mixer:  # its decays are those of a layer
             self.period = config.model.layers
         if config.model.layers % self.period:
-            raise ValueError(f"layers={config.model.layers}: want a multiple of the {self.period} mixers")
+            raise UsageError(f"layers={config.model.layers}: want a multiple of the {self.period} mixers")
 
     def _block(self, place: int, key: Any) -> nn.Block:
         model = self.model

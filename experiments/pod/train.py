@@ -7,7 +7,9 @@ Started again with the same command it goes on from its last checkpoint, on any 
 when all steps are done, with 75 when it was told that its machine will be taken away: start it again then.
 """
 
+import dataclasses
 import functools
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -17,17 +19,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType
 
 from attnjax import parallel
-from experiments.pod.checkpoint import Checkpoints
+from experiments.framework.context import UsageError
+from experiments.pod.checkpoint import Checkpoints, Unwritten
 from experiments.pod.config import Cluster, Config, Mesh, Training
-from experiments.pod.data import Batch, Sequences, batches, load
+from experiments.pod.data import Batch, Sequences, batches, fingerprint, load
 from experiments.pod.metrics import Metrics
 from experiments.pod.model import Decoder, count, flops_per_token, partition
 
 PREEMPTED = 75
 """The exit code that says: start me again."""
+MISTAKEN = 2
+"""The exit code of a mistake in the command or the data, which does not mend itself."""
 
 
 class State(NamedTuple):
@@ -47,8 +53,10 @@ class State(NamedTuple):
 def main(config: Config) -> int:
     # 1. Processes, devices, and which axis of which array is split over them.
     start(config.cluster)
+    agree("command", repr(dataclasses.replace(config, cluster=Cluster())))
     layout = layout_of(config.mesh)
     decoder, optimizer = Decoder(config, layout), optimizer_of(config.training)
+    check(config, layout, decoder)
 
     # 2. The state: made where it lives, no device ever holds all of it; or read from the last checkpoint.
     shardings = shardings_of(config, decoder, optimizer, layout)
@@ -63,7 +71,9 @@ def main(config: Config) -> int:
     first = 0 if found is None else found[0]
 
     # 3. The data, from the step that comes next.
-    sequences = Sequences(load(config.data), config.data, decoder.placement)
+    tokens = load(config.data)
+    agree("data", fingerprint(tokens))
+    sequences = Sequences(tokens, config.data, decoder.placement, config.model.vocab)
     place = layout.sharding("batch", "sequence")
     reader = batches(config.data, sequences, place, first)
 
@@ -138,14 +148,27 @@ def _many_hosts() -> bool:
     return any(int(n) > 1 for n in tasks) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
 
 
+def agree(name: str, mine: str) -> None:
+    """See that all processes have the same of something; they would wait for each other, or learn nonsense.
+
+    Raises:
+        UsageError: They have not; in all processes.
+    """
+    own = np.frombuffer(hashlib.sha256(mine.encode()).digest()[:8], np.uint32)
+    every = np.reshape(multihost_utils.process_allgather(own), (-1, 2))
+    others = [rank for rank, found in enumerate(every) if not np.array_equal(found, every[0])]
+    if others:
+        raise UsageError(f"{name}: processes {others} have another than process 0; process {jax.process_index()}: {mine}")
+
+
 def layout_of(mesh: Mesh, devices: Any = None) -> parallel.Layout:
     """The mesh, and what is split over its axes."""
     total = jax.device_count() if devices is None else len(devices)
     sizes = {name: getattr(mesh, name) for name in ("data", "fsdp", "context", "tensor")}
     known = int(np.prod([n for n in sizes.values() if n != -1]))
-    sizes = {name: total // known if n == -1 else n for name, n in sizes.items()}
+    sizes = {name: total // max(known, 1) if n == -1 else n for name, n in sizes.items()}
     if int(np.prod(list(sizes.values()))) != total:
-        raise ValueError(f"mesh: got {sizes} for {total} devices, want sizes whose product is their number")
+        raise UsageError(f"mesh: got {sizes} for {total} devices, want sizes whose product is their number")
     made = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
     rules = {
         "batch": ("data", "fsdp"), "sequence": "context", "heads": "tensor",
@@ -153,6 +176,37 @@ def layout_of(mesh: Mesh, devices: Any = None) -> parallel.Layout:
         "embed": ("fsdp", "context"), "mlp": "tensor", "vocab": "tensor",
     }  # fmt: skip
     return parallel.layout(made, rules)
+
+
+def check(config: Config, layout: parallel.Layout, decoder: Decoder) -> None:
+    """See that sizes fit the mesh and that the model can be traced, before anything is made.
+
+    Raises:
+        UsageError: What does not fit, and what would.
+    """
+    for name, value in (
+        ("data.batch", config.data.batch), ("training.steps", config.training.steps),
+        ("training.accumulate", config.training.accumulate), ("output.save_every", config.output.save_every),
+        ("output.log_every", config.output.log_every), ("output.keep", config.output.keep),
+    ):  # fmt: skip
+        if value < 1:
+            raise UsageError(f"{name}={value}: want at least 1")
+    parts, accumulate, pieces = layout.size("batch"), config.training.accumulate, decoder.placement.pieces
+    if config.data.batch % (parts * accumulate):
+        raise UsageError(
+            f"data.batch={config.data.batch}: want a multiple of {parts * accumulate}, for {parts} devices along data and "
+            f"fsdp and training.accumulate={accumulate}"
+        )
+    if config.data.length % pieces:
+        raise UsageError(
+            f"data.length={config.data.length}: want a multiple of {pieces}, for {decoder.placement.devices} devices along "
+            "context" + " that hold two pieces each" * decoder.placement.folded
+        )
+    tokens = jax.ShapeDtypeStruct((config.data.batch // accumulate, config.data.length), jnp.int32)
+    try:
+        jax.eval_shape(decoder.logits, jax.eval_shape(decoder.init, jax.random.key(0)), tokens, tokens)
+    except (ValueError, NotImplementedError) as error:
+        raise UsageError(f"this model on this mesh: {error}") from error
 
 
 # --- 2. the state ---------------------------------------------------------------------------------------------------
@@ -247,8 +301,9 @@ def jitted(decoder: Decoder, optimizer: optax.GradientTransformation, training: 
 def pmapped(config: Config, optimizer: optax.GradientTransformation) -> Callable[[State, Batch], Any]:
     """The same step under `jax.pmap`: every device has the whole state and a part of the batch."""
     devices = jax.local_device_count()
-    if jax.process_count() > 1 or config.mesh not in (Mesh(), Mesh(data=-1, fsdp=1), Mesh(data=devices, fsdp=1)):
-        raise ValueError("pmap: want one process, and data parallelism alone (--mesh.data -1 --mesh.fsdp 1)")
+    mesh = config.mesh
+    if jax.process_count() > 1 or (mesh.fsdp, mesh.context, mesh.tensor) != (1, 1, 1):
+        raise UsageError("pmap: want one process, and data parallelism alone (--mesh.data -1 --mesh.fsdp 1)")
     decoder = Decoder(config, None)
     add_up = functools.partial(jax.lax.psum, axis_name="data")
     step = functools.partial(train_step, decoder, optimizer, config.training, total=add_up)
@@ -264,4 +319,9 @@ if __name__ == "__main__":
     choices = {
         name: (f"{config.model.layers} layers of {config.model.width}", config) for name, config in CONFIGS.items()
     }
-    sys.exit(main(tyro.extras.overridable_config_cli(choices, prog="experiments.pod.train")))
+    try:
+        code = main(tyro.extras.overridable_config_cli(choices, prog="experiments.pod.train"))
+    except (UsageError, Unwritten) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = MISTAKEN if isinstance(error, UsageError) else 1
+    sys.exit(code)

@@ -48,7 +48,7 @@ def two_steps(config: Config) -> tuple[list[float], dict]:
     decoder, optimizer = Decoder(config, layout), optimizer_of(config.training)
     shardings = shardings_of(config, decoder, optimizer, layout)
     state = jax.jit(functools.partial(initial, decoder, optimizer), out_shardings=shardings)(jax.random.key(0))
-    sequences = Sequences(text(), config.data, decoder.placement)
+    sequences = Sequences(text(), config.data, decoder.placement, config.model.vocab)
     reader = batches(config.data, sequences, layout.sharding("batch", "sequence"), 0)
     if config.training.pmap:
         step = pmapped(config, optimizer)
@@ -144,7 +144,7 @@ def test_what_is_refused(sections, message):
 def test_every_sequence_is_read_once_an_epoch_by_some_host():
     data = Data(length=16, batch=8, threads=0)
     tokens = np.arange(16 * 64 + 1)
-    sequences = Sequences(tokens, data, parallel.contiguous(1))
+    sequences = Sequences(tokens, data, parallel.contiguous(1), 2000)
     layout = layout_of(Mesh())
     reader = batches(data, sequences, layout.sharding("batch", "sequence"), 0)
     found = [np.asarray(next(reader).tokens) for _ in range(16)]
@@ -157,16 +157,16 @@ def test_every_sequence_is_read_once_an_epoch_by_some_host():
 
 def test_documents():
     data = Data(length=8, batch=1, threads=0, document_end=0)
-    batch = Sequences(np.array([5, 6, 0, 7, 8, 0, 9, 1, 2]), data, parallel.contiguous(1))[0]
+    batch = Sequences(np.array([5, 6, 0, 7, 8, 0, 9, 1, 2]), data, parallel.contiguous(1), 2000)[0]
     assert batch.tokens.tolist() == [5, 6, 0, 7, 8, 0, 9, 1]
     assert batch.targets.tolist() == [6, 0, 7, 8, 0, 9, 1, 2]
     assert batch.segments.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
     assert batch.weights.tolist() == [1, 1, 0, 1, 1, 0, 1, 1]
-    folded = Sequences(np.arange(9), dataclasses.replace(data, document_end=None), parallel.zigzag(2))[0]
+    folded = Sequences(np.arange(9), dataclasses.replace(data, document_end=None), parallel.zigzag(2), 2000)[0]
     assert folded.tokens.tolist() == [0, 1, 6, 7, 2, 3, 4, 5]
     assert folded.targets.tolist() == [1, 2, 7, 8, 3, 4, 5, 6]
     with pytest.raises(UsageError, match="7 tokens of data"):
-        Sequences(np.arange(7), data, parallel.contiguous(1))
+        Sequences(np.arange(7), data, parallel.contiguous(1), 2000)
 
 
 def test_hosts_that_hold_parts_of_the_same_sequences_read_the_same():

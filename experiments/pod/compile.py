@@ -38,6 +38,7 @@ class Plan:
     Attributes:
         config: Name of a configuration.
         topology: A slice: generation:shape, such as v5p:4x4x8, v5e:16x16, v6e:16x16, v4:4x4x4.
+        slices: How many of them, joined by a network; `data` is a multiple of it.
         meshes: One or more meshes, each as name=number of data, fsdp, context, tensor, separated by commas; what is not
             named is 1.
         length: Tokens of a sequence, in place of the configuration's.
@@ -53,6 +54,7 @@ class Plan:
 
     config: tyro.conf.Positional[Literal["tiny", "125m", "1b3", "7b", "70b"]]
     topology: str = "v5p:4x4x8"
+    slices: int = 1
     meshes: tuple[str, ...] = ("fsdp=-1",)
     length: int | None = None
     batch: int | None = None
@@ -84,8 +86,8 @@ class Plan:
         )
 
 
-def devices_of(topology: str) -> list[Any]:
-    """Described devices of a slice.
+def devices_of(topology: str, slices: int = 1) -> list[Any]:
+    """Described devices of a slice, or several.
 
     A 3-D slice of whole cubes of 4 x 4 x 4 chips is a torus, which the compiler must be told: without its wrap-around
     links it gathers parameters by sums of padded arrays, at twice the traffic.
@@ -94,11 +96,11 @@ def devices_of(topology: str) -> list[Any]:
 
     generation, shape = topology.split(":")
     sizes = [int(n) for n in shape.split("x")]
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if slices == 1 else {"num_slices": slices}
     if len(sizes) == 3:
         options["wrap"] = (all(n % 4 == 0 for n in sizes),) * 3
     if generation == "v4":
-        options |= {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1), "num_slices": 1}
+        options |= {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1), "num_slices": slices}
     return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
 
 
@@ -121,12 +123,12 @@ def lower(config: Config, devices: Any) -> tuple[Any, Any]:
     return jitted(decoder, optimizer, config.training, shardings).lower(state, batch), shapes
 
 
-def measured(config: Config, topology: str) -> dict[str, Any]:
+def measured(config: Config, topology: str, slices: int = 1) -> dict[str, Any]:
     """Everything that is known of one mesh without a chip."""
     from pallas_kernels import compile_for
     from pallas_kernels._target import named
 
-    chip, devices = chip_of(topology), devices_of(topology)
+    chip, devices = chip_of(topology), devices_of(topology, slices)
     found: dict[str, Any] = {"devices": len(devices), "chips": len(devices) // chip.devices}
     begin = time.perf_counter()
     with compile_for(named(topology.split(":")[0].removeprefix("tpu"))):
@@ -172,7 +174,8 @@ def wire_seconds(size: dict[str, float], chip: Chip) -> dict[str, float]:
     """Seconds that a step's traffic takes, each kind alone.
 
     Gathers and scatters go both ways round every axis of the torus, sums take twice as long; a neighbor is reached over
-    one link, one way; an exchange takes a quarter of a gather (jax-ml.github.io/scaling-book/sharding).
+    one link, one way; an exchange takes a quarter of a gather (jax-ml.github.io/scaling-book/sharding). Sums between
+    slices are counted as if links joined them.
     """
     ring = chip.link * chip.axes
     speeds = {
@@ -214,19 +217,20 @@ def main(plan: Plan) -> int:
     for mesh in plan.meshes:
         config = plan.made(mesh)
         about = {
-            "config": plan.config, "topology": plan.topology, "mesh": mesh, "length": config.data.length,
+            "config": plan.config, "topology": plan.topology, "slices": plan.slices, "mesh": mesh, "length": config.data.length,
             "batch": config.data.batch, "layers": config.model.layers, "mixer": config.model.mixer,
             "remat": plan.remat, "sequence parallel": plan.sequence_parallel, "jax": jax.__version__,
         }  # fmt: skip
-        rows.append(about | measured(config, plan.topology))
+        rows.append(about | measured(config, plan.topology, plan.slices))
         print(json.dumps(rows[-1], indent=1), flush=True)
         if rows[-1].get("received times") and config.mesh.fsdp > 1 and not rows[-1]["received times"].get("all-gather"):
             print("warning: parameters are split, and nothing is gathered: is the slice described as a torus?")
     print(table(rows))
     if plan.results is not None:
         before = json.loads(plan.results.read_text()) if plan.results.exists() else []
+        slices = lambda row: row.get("slices", 1)
         keys = ("config", "topology", "mesh", "length", "batch", "layers", "mixer", "remat", "sequence parallel")
-        same = lambda a, b: all(json.dumps(a[k]) == json.dumps(b[k]) for k in keys)
+        same = lambda a, b: all(json.dumps(a[k]) == json.dumps(b[k]) for k in keys) and slices(a) == slices(b)
         kept = [row for row in before if not any(same(row, new) for new in rows)]
         plan.results.write_text(json.dumps(kept + rows, indent=1) + "\n")
     return 0 if all(row["fits"] for row in rows) else 1

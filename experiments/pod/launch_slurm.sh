@@ -11,6 +11,7 @@
 # the job gets SIGTERM, saves, and ends with code 75; here it is put back into the queue. A node that dies ends the job,
 # and --requeue starts it again.
 set -u
+trap true TERM # this shell outlives the signal, to see how the processes end
 srun --kill-on-bad-exit=1 .venv/bin/python -m experiments.pod.train "$@" &
 wait $!
 code=$?

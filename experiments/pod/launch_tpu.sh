@@ -12,6 +12,6 @@ while true; do
   code=$?
   [ $code -eq 0 ] && exit 0
   [ $code -eq 2 ] && exit 2 # a mistake on the command line does not mend itself
-  echo "ended with code $code; starting again in 10 s" >&2
-  sleep 10
+  echo "ended with code $code; starting again in ${PAUSE:=10} s" >&2
+  sleep "$PAUSE"
 done

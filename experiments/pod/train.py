@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType
 
 from attnjax import parallel
@@ -169,13 +169,28 @@ def layout_of(mesh: Mesh, devices: Any = None) -> parallel.Layout:
     sizes = {name: total // max(known, 1) if n == -1 else n for name, n in sizes.items()}
     if int(np.prod(list(sizes.values()))) != total:
         raise UsageError(f"mesh: got {sizes} for {total} devices, want sizes whose product is their number")
-    made = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+    made = _mesh(sizes, jax.devices() if devices is None else devices)
     rules = {
         "batch": ("data", "fsdp"), "sequence": "context", "heads": "tensor",
         # Devices that share a sequence hold parts of the parameters, as those that share a batch do.
         "embed": ("fsdp", "context"), "mlp": "tensor", "vocab": "tensor",
     }  # fmt: skip
     return parallel.layout(made, rules)
+
+
+def _mesh(sizes: dict[str, int], devices: Any) -> jax.sharding.Mesh:
+    """Neighbors on a mesh are joined by links; slices, which are not, lie along `data`."""
+    kinds = (AxisType.Auto,) * len(sizes)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=devices)
+    if sizes["data"] % slices:
+        raise UsageError(f"mesh: got data={sizes['data']} for {slices} slices, want a multiple: only a network joins them")
+    within = {**sizes, "data": sizes["data"] // slices}
+    array = mesh_utils.create_hybrid_device_mesh(
+        tuple(within.values()), (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+    )
+    return jax.sharding.Mesh(array, tuple(sizes), axis_types=kinds)
 
 
 def check(config: Config, layout: parallel.Layout, decoder: Decoder) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,19 +22,32 @@ pytestmark = pytest.mark.slow
 
 
 class Job:
-    """Processes of one run."""
+    """Processes of one run.
 
-    def __init__(self, folder: Path, processes: int, devices: int, *flags):
+    Args:
+        folder: of what they write.
+        processes: how many.
+        devices: of each.
+        flags: of all.
+        each: of every process, more flags.
+        folders: where every process is started.
+        file_blocks: no file may be longer than so many blocks of 1,024 bytes.
+    """
+
+    def __init__(self, folder: Path, processes: int, devices: int, *flags, each=None, folders=None, file_blocks=None):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
         self.folder, self.children, self.logs = folder, [], []
         folder.mkdir(parents=True, exist_ok=True)
         self.before = len(self.lines())
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
         for rank in range(processes):
             command = [
+                *("bash", "-c", 'ulimit -f "$0" && exec "$@"', file_blocks or "unlimited"),
                 *("timeout", "--signal=KILL", "180", sys.executable, "-m", "experiments.pod.train", "tiny", *SAME),
                 *("--output.folder", folder, "--cluster.cpu-devices", devices, "--output.no-tensorboard", *flags),
+                *(each[rank] if each else ()),
             ]
             if processes > 1:
                 command += [
@@ -47,8 +61,9 @@ class Job:
             self.logs.append(folder / f"log-{len(list(folder.glob('log-*')))}")
             with self.logs[-1].open("w") as log:
                 child = subprocess.Popen(
-                    list(map(str, command)), cwd=ROOT, stdout=log, stderr=log, start_new_session=True
-                )
+                    list(map(str, command)), cwd=folders[rank] if folders else ROOT, env=environment,
+                    stdout=log, stderr=log, start_new_session=True,
+                )  # fmt: skip
             self.children.append(child)
 
     def lines(self) -> list[str]:
@@ -128,7 +143,7 @@ def test_two_processes_learn_what_one_learns_whatever_happens_to_them(uninterrup
 def test_a_damaged_checkpoint_is_passed_over_and_other_devices_go_on(uninterrupted, tmp_path):
     """Of what four devices saved the newest is cut short; two devices go on from the one before, with a warning."""
     want, folder = uninterrupted
-    subprocess.run(["cp", "-r", folder / "checkpoints", tmp_path / "checkpoints"], check=True)
+    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
     newest = tmp_path / "checkpoints" / str(STEPS)
     largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
@@ -152,3 +167,33 @@ def test_one_process_is_told_to_go(tmp_path):
     assert job.wait() == [75]
     assert Job(tmp_path, 1, 2).wait() == [0]
     assert sorted(read(tmp_path)) == list(range(1, STEPS + 1))
+
+
+def test_a_full_disk_loses_nothing(uninterrupted, tmp_path):
+    """A limit on the size of files stands for it: the run ends with an error, and goes on when there is room."""
+    want, folder = uninterrupted
+    for step in (EVERY, 2 * EVERY):
+        shutil.copytree(folder / "checkpoints" / str(step), tmp_path / "checkpoints" / str(step))
+    job = Job(tmp_path, 1, 2, file_blocks=100)
+    assert job.wait() == [1]
+    said = job.logs[0].read_text().splitlines()[-1]
+    assert said.startswith(f"error: {tmp_path}/checkpoints: a checkpoint could not be written")
+    assert "File too large" in said
+    assert f"Those of steps [{EVERY}, {2 * EVERY}] are whole: make room" in said
+    assert Job(tmp_path, 1, 2).wait() == [0]
+    found = read(tmp_path)
+    np.testing.assert_allclose([found[n]["loss"] for n in sorted(found)], want[2 * EVERY :], rtol=0, atol=1e-5)
+
+
+def test_hosts_that_differ_are_told(tmp_path):
+    """One has another file of tokens: all of them end at once, and say who."""
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+        np.save(tmp_path / str(rank) / "tokens.npy", np.arange(10_000, dtype=np.uint8) + rank)
+    job = Job(tmp_path, 2, 2, "--data.path", "tokens.npy", folders=[tmp_path / "0", tmp_path / "1"])
+    assert job.wait() == [2, 2], "a mistake does not mend itself: not to be started again"
+    for log in job.logs:
+        assert "error: data: processes [1] have another than process 0" in log.read_text()
+    job = Job(tmp_path, 2, 2, each=[("--training.seed", 0), ("--training.seed", 1)])
+    assert job.wait() == [2, 2]
+    assert "error: command: processes [1] have another than process 0" in job.logs[0].read_text()

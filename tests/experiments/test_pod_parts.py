@@ -3,13 +3,17 @@
 import dataclasses
 import functools
 import json
+import os
 import re
+import subprocess
+import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from attnjax import parallel
 from experiments import pod
@@ -18,10 +22,11 @@ from experiments.pod import hlo
 from experiments.pod.chips import CHIPS, peak_flops
 from experiments.pod.config import Config, Data, Mesh
 from experiments.pod.configs import CONFIGS
-from experiments.pod.data import Batch, Sequences, batches, share
+from experiments.pod.data import Batch, Sequences, batches, fingerprint, load, share
 from experiments.pod.estimate import estimate
+from experiments.pod.metrics import Lines, read
 from experiments.pod.model import Decoder, count, flops_per_token, partition
-from experiments.pod.train import initial, layout_of, optimizer_of, pmapped, shardings_of, train_step
+from experiments.pod.train import check, initial, layout_of, optimizer_of, pmapped, shardings_of, train_step
 
 TINY = CONFIGS["tiny"]
 
@@ -121,21 +126,45 @@ def test_no_mask_is_kept_for_every_hop_and_layer():
     [
         ({"mesh": {"fsdp": 3}}, r"mesh: got .*'fsdp': 3.* for 8 devices"),
         ({"model": {"mixer": ("softmax",) * 3}}, "layers=2: want a multiple of the 3 mixers"),
-        (
-            {"mesh": {"fsdp": 4, "context": 2}, "training": {"pmap": True}},
-            "pmap: want one process, and data parallelism alone",
-        ),
+        ({"mesh": {"fsdp": 0}}, "mesh: got .*'fsdp': 0.* for 8 devices"),
+        ({"training": {"pmap": True}}, "pmap: want one process, and data parallelism alone"),
+        ({"data": {"batch": 12}}, "data.batch=12: want a multiple of 8, for 8 devices along data and fsdp"),
+        ({"training": {"accumulate": 2}}, "data.batch=8: want a multiple of 16.*training.accumulate=2"),
+        ({"training": {"accumulate": 0}}, "training.accumulate=0: want at least 1"),
+        ({"output": {"save_every": 0}}, "output.save_every=0: want at least 1"),
+        ({"mesh": {"fsdp": 1, "context": 8}, "data": {"length": 136}}, "data.length=136: want a multiple of 16.*two pieces"),
+        ({"mesh": {"fsdp": 1, "context": 8, "sequence_parallel": "all_to_all"}}, "heads: got N=4 .* for 8 devices"),
+        ({"mesh": {"fsdp": 1, "tensor": 8}}, "heads: got N=4 .* for 8 devices"),
+        ({"model": {"mixer": ("none",)}}, "mixer: got 'none', wanted one of softmax"),
+        ({"data": {"path": "nowhere.npy"}}, "data.path=nowhere.npy: cannot be read"),
+        ({"model": {"vocab": 50}}, r"has tokens from \d+ to \d+, want 0 to 49 \(model.vocab=50\)"),
     ],
 )
 def test_what_is_refused(sections, message):
+    """Before anything is made, and by the kind of error that ends a run for good."""
     config = changed(**sections)
 
     def build():
-        Decoder(config, layout_of(config.mesh))
-        pmapped(config, optimizer_of(config.training))
+        layout = layout_of(config.mesh)
+        decoder = Decoder(config, layout)
+        check(config, layout, decoder)
+        if config.training.pmap:
+            pmapped(config, optimizer_of(config.training))
+        Sequences(load(config.data), config.data, decoder.placement, config.model.vocab)[0]
 
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UsageError, match=message):
         build()
+
+
+def test_lines_of_metrics(tmp_path):
+    """Appended to, or written whole where files cannot be; a line that was cut short is passed over."""
+    path = tmp_path / "metrics.jsonl"
+    for whole in (False, True):
+        path.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "lo')
+        lines = Lines(epath.Path(path), whole=whole)
+        lines.add([{"step": 2, "loss": 2.0}])
+        lines.add([{"step": 3, "loss": 1.0}])
+        assert {n: line["loss"] for n, line in read(tmp_path).items()} == {1: 3.0, 2: 2.0, 3: 1.0}
 
 
 # --- data
@@ -169,6 +198,14 @@ def test_documents():
         Sequences(np.arange(7), data, parallel.contiguous(1), 2000)
 
 
+def test_fingerprints_tell_files_apart():
+    tokens = np.random.default_rng(0).integers(0, 256, 100_000).astype(np.uint8)
+    found = fingerprint(tokens)
+    assert found.startswith("100000 tokens, ")
+    assert found == fingerprint(tokens.astype(np.int32))
+    assert len({found, fingerprint(tokens[:-1]), fingerprint(np.roll(tokens, 1)), fingerprint(tokens[:0])}) == 4
+
+
 def test_hosts_that_hold_parts_of_the_same_sequences_read_the_same():
     class Placed:
         def __init__(self, *rows):
@@ -181,6 +218,52 @@ def test_hosts_that_hold_parts_of_the_same_sequences_read_the_same():
     assert share(Placed((4, 6), (6, 8)), (8, 16)) == (1, 2)
     with pytest.raises(UsageError, match="no equal part"):
         share(Placed((0, 3)), (8, 16))
+
+
+# --- launchers, with a stand-in for the training script
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """A folder whose .venv/bin/python, and srun, end with the codes of a list, one after another."""
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    (tmp_path / "scontrol").write_text('#!/bin/bash\necho "$@" >> requeued\n')
+    take = '#!/bin/bash\necho "$@" >> calls\nsleep 0.5\ncode=$(head -1 codes)\nsed -i 1d codes\nexit $code\n'
+    python.write_text(take)
+    (tmp_path / "srun").write_text(take)
+    for path in (python, tmp_path / "srun", tmp_path / "scontrol"):
+        path.chmod(0o755)
+
+    def start(script: str, *codes: int) -> subprocess.Popen:
+        (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
+        (tmp_path / "calls").unlink(missing_ok=True)
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PAUSE": "0", "SLURM_JOB_ID": "7"}
+        path = Path(pod.__file__).parent / script
+        return subprocess.Popen(["bash", str(path), "7b", "--data.batch", "8"], cwd=tmp_path, env=environment)
+
+    return tmp_path, start
+
+
+def test_a_slice_is_started_again_until_it_is_done(stand_in):
+    folder, start = stand_in
+    assert start("launch_tpu.sh", 75, 134, 0).wait(timeout=20) == 0
+    assert (folder / "calls").read_text() == "-m experiments.pod.train 7b --data.batch 8\n" * 3
+    assert start("launch_tpu.sh", 2).wait(timeout=20) == 2
+
+
+def test_a_job_is_put_back_into_the_queue(stand_in):
+    folder, start = stand_in
+    for code in (0, 2):
+        assert start("launch_slurm.sh", code).wait(timeout=20) == code
+        assert not (folder / "requeued").exists()
+    job = start("launch_slurm.sh", 75)
+    while not (folder / "calls").exists():
+        time.sleep(0.01)
+    job.terminate()  # the script's own shell gets the signal, too
+    assert job.wait(timeout=20) == 75
+    assert (folder / "requeued").read_text() == "requeue 7\n"
+    assert "--kill-on-bad-exit=1 .venv/bin/python -m experiments.pod.train 7b" in (folder / "calls").read_text()
 
 
 # --- where parameters live, and what a step costs

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from attnjax import masks, parallel
+from experiments.framework.context import UsageError
 from experiments.pod import hlo
 from experiments.pod.compile import Plan, devices_of, measured, table
 from experiments.pod.config import Mesh
@@ -32,6 +33,18 @@ def test_a_step_compiles_for_a_pod(topology, mesh):
     assert 0 < low <= high
     row = {"config": "125m", "topology": topology, "mesh": mesh, "length": 2048, "batch": 32, **found}
     assert table([row]).count("\n") == 2
+
+
+def test_a_step_compiles_for_two_slices():
+    """Copies of the model on slices that only a network joins: parameters are gathered within each."""
+    prepare()
+    devices = devices_of("v5e:4x4", 2)
+    plan = Plan("tiny", "v5e:2x2", batch=8)
+    assert measured(plan.made("data=2,fsdp=2,context=2"), "v5e:2x2", 2)["fits"]
+    mesh = layout_of(Mesh(data=2, fsdp=4, context=4), devices).mesh
+    assert [{d.slice_index for d in half.flat} for half in mesh.devices] == [{0}, {1}]
+    with pytest.raises(UsageError, match="data=1 for 2 slices"):
+        layout_of(Mesh(fsdp=32), devices)
 
 
 def test_keys_travel_while_a_ring_computes():

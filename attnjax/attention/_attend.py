@@ -127,7 +127,7 @@ def attend(
 
 
 def _with_automatic_axes(call: Callable, request: Request) -> Callable:
-    """The call; where types say how arrays are split (mesh axes of type Explicit), one whose inside leaves it to XLA."""
+    """The call; where types say how arrays are split (mesh axes of type Explicit), its inside is left to XLA."""
     arrays = {"q": request.q, "k": request.k, "v": request.v}
     split = {name: _compat.explicit_axes(x) for name, x in arrays.items()}
     meshes = [jax.typeof(x).sharding.mesh for name, x in arrays.items() if any(split[name])]
@@ -136,8 +136,9 @@ def _with_automatic_axes(call: Callable, request: Request) -> Callable:
     for name, axes in split.items():
         if axes[-3] is not None:
             raise ValueError(
-                f"{name}: its sequence is split over the mesh axis {axes[-3]!r}, and attend wants it whole on each device; "
-                "use attnjax.parallel.ring_attend or all_to_all_attend, on a mesh with axes of type Auto, or reshard it"
+                f"{name}: its sequence is split over the mesh axis {axes[-3]!r}, and attend wants it whole on each "
+                "device; use attnjax.parallel.ring_attend or all_to_all_attend, on a mesh with axes of type Auto, or "
+                "reshard it"
             )
     row = PartitionSpec(*split["q"][:-1])  # batch, None, heads: of keys, too
 

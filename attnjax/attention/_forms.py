@@ -1,6 +1,5 @@
 """Execution forms: the same tile functions over the whole plane, over rows, and over blocks."""
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from attnjax import _compat
 from attnjax.attention._block_map import block_map, kinds
 from attnjax.attention._fold import fold
-from attnjax.attention._grid import COL, ROW, Grid, Spec, apply_whole, take, vectorize
+from attnjax.attention._grid import COL, ROW, Spec, apply_whole
 from attnjax.attention._problem import Problem
-from attnjax.attention._tiles import Executor, Plan, trace
+from attnjax.attention._tiles import Carrier, Executor, Plan, scan, trace
 from attnjax.attention.normalizers import Monoid
 
 Outputs = tuple[jax.Array, dict[str, jax.Array]]
@@ -253,23 +251,22 @@ def start_of(verbs: Monoid, rows: int, width: int, dtype: Any) -> tuple[float, .
     return tuple(float(x[0]) for x in found) if all(x.size == 1 for x in found) else None
 
 
-def carried(problem: Problem, form: Streamed) -> jax.Array:
-    """A fold by the user's own verbs, as a plan that carries their state: what ``monoid`` returns, for kernels."""
+def carried(problem: Problem, form: Streamed) -> tuple[Plan, list, list, Any]:
+    """A fold by the user's own verbs: a plan that carries their state, the first state, the operands, and what makes an
+    output of the states of all rows."""
     verbs, grid = problem.normalizer, problem.grid
     assert isinstance(verbs, Monoid)
     width = problem.arrays[2].shape[-1]
     dtype = jnp.promote_types(problem.arrays[0].dtype, jnp.float32)
-    begin = start_of(verbs, grid.row_block, width, dtype)
-    assert begin is not None
-    states, structure = jax.tree.flatten(jax.eval_shape(lambda: verbs.init(grid.row_block, width, dtype)))
+    begin, structure = jax.tree.flatten(verbs.init(grid.row_block, width, dtype))
     outer = (*problem.batch_dims, *problem.head_dims)
-    outputs = tuple(Spec((*outer, ROW, *([None] * (len(x.shape) - 1)))) for x in states)
+    outputs = tuple(Spec((*outer, ROW, *([None] * (jnp.ndim(x) - 1)))) for x in begin)
 
     def step(*blocks):
-        state = jax.tree.unflatten(structure, blocks[: len(states)])
-        return tuple(jax.tree.leaves(verbs.combine(state, _lifted(problem, verbs, dtype, blocks[len(states) :]))))
+        state = jax.tree.unflatten(structure, blocks[: len(begin)])
+        return tuple(jax.tree.leaves(verbs.combine(state, _lifted(problem, verbs, dtype, blocks[len(begin) :]))))
 
-    whole = [jax.ShapeDtypeStruct(grid.array_shape(s, x.shape), x.dtype) for s, x in zip(outputs, states, strict=True)]
+    whole = [jax.ShapeDtypeStruct(grid.array_shape(s, x.shape), x.dtype) for s, x in zip(outputs, begin, strict=True)]
     tile, captured = trace(step, grid, [*outputs, *problem.specs], [*whole, *problem.arrays])
     plan = Plan(
         grid=grid,
@@ -278,13 +275,16 @@ def carried(problem: Problem, form: Streamed) -> jax.Array:
         outputs=outputs,
         tile=tile,
         executor=form.executor,
-        start=begin,
+        start=start_of(verbs, grid.row_block, width, dtype),
     )
-    found = fold(plan, form.kinds, [*problem.arrays, *captured])
-    finalize = lambda *x: verbs.finalize(jax.tree.unflatten(structure, x))
-    for _ in outer:
-        finalize = jax.vmap(finalize)
-    return jnp.moveaxis(finalize(*found), len(outer), len(problem.batch))
+
+    def finish(*states):
+        finalize = lambda *x: verbs.finalize(jax.tree.unflatten(structure, x))
+        for _ in outer:
+            finalize = jax.vmap(finalize)
+        return jnp.moveaxis(finalize(*states), len(outer), len(problem.batch))
+
+    return plan, begin, [*problem.arrays, *captured], finish
 
 
 def _lifted(problem: Problem, verbs: Monoid, dtype: Any, blocks: Sequence[jax.Array]) -> Any:
@@ -294,35 +294,12 @@ def _lifted(problem: Problem, verbs: Monoid, dtype: Any, blocks: Sequence[jax.Ar
     return verbs.lift_tile(s, visible, v.astype(dtype))
 
 
-def by_kernel(problem: Problem, form: Streamed) -> jax.Array:
-    """A fold by the user's own verbs in a kernel; differentiated, the scans over tiles."""
-
-    def with_arrays(function):
-        def of(arrays):
-            changed = copy.copy(problem)
-            changed.arrays = list(arrays)
-            return function(changed, form)
-
-        jaxpr, captured = _compat.hoist(jax.make_jaxpr(of)(problem.arrays))
-        return lambda arrays, captured: _compat.eval_jaxpr(jaxpr, *arrays, *captured)[0], captured
-
-    (kernel, kernel_captured), (scans, scans_captured) = map(with_arrays, (carried, scanned))
-
-    @jax.custom_jvp
-    def run(arrays, kernel_captured, scans_captured):
-        return kernel(arrays, kernel_captured)
-
-    @run.defjvp
-    def _(primals, tangents):
-        return run(*primals), jax.jvp(scans, (primals[0], primals[2]), (tangents[0], tangents[2]))[1]
-
-    return run(problem.arrays, kernel_captured, scans_captured)
-
-
 def monoid(problem: Problem, form: Streamed | Whole) -> jax.Array:
     """A fold by the user's own verbs."""
     if isinstance(form, Streamed):
-        return scanned(problem, form) if form.executor is None else by_kernel(problem, form)
+        plan, begin, operands, finish = carried(problem, form)
+        carry = plan.executor.carry if isinstance(plan.executor, Carrier) else scan
+        return finish(*carry(plan, begin, form.kinds, operands))
     verbs, grid = problem.normalizer, problem.grid
     assert isinstance(verbs, Monoid)
     spec = Spec((*problem.batch_dims, ROW, *problem.head_dims, None))
@@ -333,50 +310,3 @@ def monoid(problem: Problem, form: Streamed | Whole) -> jax.Array:
         return (verbs.finalize(verbs.combine(start, _lifted(problem, verbs, dtype, blocks))),)
 
     return apply_whole(tile, problem.arrays, problem.specs, (spec,), grid)[0]
-
-
-def scanned(problem: Problem, form: Streamed) -> jax.Array:
-    """A fold by the user's own verbs: scans over rows and columns of tiles, rows rematerialized when differentiated."""
-    verbs, grid = problem.normalizer, problem.grid
-    assert isinstance(verbs, Monoid)
-    width = problem.arrays[2].shape[-1]
-    dtype = jnp.promote_types(problem.arrays[0].dtype, jnp.float32)
-    start = verbs.init(grid.row_block, width, dtype)
-    outer = range(len(grid.outer))
-    leaves_of, structure = jax.tree.flatten(start)
-
-    def step(*state_and_blocks):
-        state = jax.tree.unflatten(structure, state_and_blocks[: len(leaves_of)])
-        blocks = state_and_blocks[len(leaves_of) :]
-        return tuple(jax.tree.leaves(verbs.combine(state, _lifted(problem, verbs, dtype, blocks))))
-
-    lead = tuple(outer)
-    state_specs = [Spec((*lead, *([None] * jnp.ndim(x)))) for x in leaves_of]
-    step, in_specs, _ = vectorize(step, [*state_specs, *problem.specs], state_specs, outer)
-    flat = Grid((), grid.rows, grid.cols, grid.row_block, grid.col_block)
-    some = form.some.reshape(-1, grid.rows, grid.cols).any(0)
-    block_specs = in_specs[len(leaves_of) :]
-
-    @jax.checkpoint
-    def row(i, arrays):
-        here = [take(a, s, flat, {ROW: i}) for a, s in zip(arrays, block_specs, strict=True)]
-        begin = tuple(jnp.broadcast_to(x, (*grid.outer, *jnp.shape(x))) for x in leaves_of)
-
-        def column(state, j):
-            def visit(state):
-                return step(*state, *(take(a, s, flat, {COL: j})[0] for a, s in here))
-
-            return lax.cond(some[i, j], visit, lambda state: state, state), None
-
-        state, _ = lax.scan(jax.checkpoint(column), begin, jnp.arange(grid.cols))
-        finalize = lambda *x: verbs.finalize(jax.tree.unflatten(structure, x))
-        for _ in outer:
-            finalize = jax.vmap(finalize)
-        return finalize(*state)
-
-    _, rows = lax.scan(lambda _, i: (None, row(i, problem.arrays)), None, jnp.arange(grid.rows))
-    b, (n, g) = len(problem.batch), problem.head_dims
-    # [rows, *B, K, G, bq, V] -> [*B, rows, bq, K, G, V]
-    order = (*range(1, b + 1), 0, b + 3, n + 1, g + 1, b + 4)
-    rows = rows.transpose(order)
-    return rows.reshape(*problem.batch, grid.rows * grid.row_block, problem.kv_heads, problem.group, width)

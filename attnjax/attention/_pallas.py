@@ -9,11 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attnjax.attention import _forms
-from attnjax.attention._fold import fold_p
+from attnjax.attention import _fold, _forms
 from attnjax.attention._plan import LANES
 from attnjax.attention._problem import Problem
-from attnjax.attention._tiles import Plan
+from attnjax.attention._tiles import Plan, scan
 from attnjax.attention.normalizers import Monoid
 from pallas_kernels import Target, current
 from pallas_kernels.attention import TooLarge, Unsupported, check, fold
@@ -52,10 +51,27 @@ class Fused:
     def batch(self, axes: tuple[int | None, ...], plan: Plan) -> "Fused":
         return self
 
+    def carry(
+        self, plan: Plan, begin: Sequence[jax.Array], kinds: jax.Array, arrays: Sequence[jax.Array]
+    ) -> tuple[jax.Array, ...]:
+        """Values by a kernel, derivatives by scans."""
+
+        @jax.custom_jvp
+        def run(kinds, begin, arrays):
+            return _fold.fold(plan, kinds, arrays)
+
+        @run.defjvp
+        def _(primals, tangents):
+            kinds, begin, arrays = primals
+            scanned = lambda arrays: scan(plan, begin, kinds, arrays)
+            return run(*primals), jax.jvp(scanned, (arrays,), (tangents[2],))[1]
+
+        return run(kinds, tuple(begin), tuple(arrays))
+
     def across(self) -> None:
         help = (
-            "jit does not split kernels over several devices; by parallel.all_to_all_attend(..., layout=...) each device "
-            "runs them on its batch and heads"
+            "jit does not split kernels over several devices; by parallel.all_to_all_attend(..., layout=...) each "
+            "device runs them on its batch and heads"
         )
         if self.required:
             raise NotImplementedError(f"implementation='pallas': {help}; or use implementation='blocks'")
@@ -101,9 +117,12 @@ def _refusal(structure: Any, shapes: tuple, block_q: int, block_kv: int, target:
         if normalizer.counts:
             problem.add_count(_forms.visible_count(problem, True))
         form = _forms.Streamed(problem, True)
-        return _forms.carried(problem, form) if isinstance(normalizer, Monoid) else form.sums()
+        if isinstance(normalizer, Monoid):
+            plan, _, operands, _ = _forms.carried(problem, form)
+            return _fold.fold(plan, form.kinds, operands)
+        return form.sums()
 
-    equation = [e for e in jax.make_jaxpr(sums)(*shapes).eqns if e.primitive is fold_p][-1]
+    equation = [e for e in jax.make_jaxpr(sums)(*shapes).eqns if e.primitive is _fold.fold_p][-1]
     kinds, *arrays = (jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars)
     try:
         check(equation.params["plan"], kinds, arrays, target)

@@ -64,7 +64,18 @@ class Executor(Protocol):
         ...
 
     def across(self) -> "Executor | None":
-        """For a program of several devices, over which ``jit`` may split operands; None leaves the fold to the loops."""
+        """For a program of several devices, over which ``jit`` may split operands; None for the loops."""
+        ...
+
+
+@runtime_checkable
+class Carrier(Executor, Protocol):
+    """An executor that runs carried folds, too."""
+
+    def carry(
+        self, plan: "Plan", begin: Sequence[jax.Array], kinds: jax.Array, arrays: Sequence[jax.Array]
+    ) -> tuple[jax.Array, ...]:
+        """A carried fold, differentiable by JAX: what ``scan`` returns."""
         ...
 
 
@@ -84,8 +95,9 @@ class Plan:
         vectorized: whether the outer dimensions run at once (accelerators) or in turn (CPU: a tile stays in cache).
         executor: runs the fold instead of the loops over tiles.
         dtypes: types of the results; by default those of the tile's outputs.
-        start: of a carried fold, what its outputs begin with: the tile function takes them, as they are so far, before
-            its operands, and returns what becomes of them, in the order of the keys. It has no derivatives.
+        start: of a carried fold, what its outputs begin with, if that is one number for each: the tile function takes
+            them, as they are so far, before its operands, and returns what becomes of them, in the order of the keys.
+            It has no derivatives; ``scan`` has.
         mass: of a scaled fold, a positive sum that an executor may divide the others by, at the log of it.
     """
 
@@ -242,6 +254,45 @@ def loop(kinds: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Array, .
 
     outs = lax.fori_loop(0, grid.points, at_point, outs)
     return tuple(o.astype(dtype) for o, dtype in zip(outs, plan.results, strict=True))
+
+
+def scan(
+    plan: Plan, begin: Sequence[jax.Array], kinds: jax.Array, arrays: Sequence[jax.Array]
+) -> tuple[jax.Array, ...]:
+    """A carried fold that JAX differentiates: scans over rows and columns, all outer dimensions at once.
+
+    Rows are rematerialized, and tiles within them: what is kept is linear in the number of rows plus that of columns.
+
+    Args:
+        plan: the fold.
+        begin: blocks of its outputs before any tile.
+        kinds: the block map.
+        arrays: the operands.
+    """
+    grid = plan.grid
+    count, outer = len(begin), range(len(grid.outer))
+    step, specs, _ = vectorize(plan.tile, [*plan.outputs, *plan.inputs], plan.outputs, outer)
+    flat = Grid((), grid.rows, grid.cols, grid.row_block, grid.col_block)
+    some = (kinds != EMPTY).reshape(-1, grid.rows, grid.cols).any(0)
+    first = tuple(jnp.broadcast_to(x, (*grid.outer, *jnp.shape(x))) for x in begin)
+
+    @jax.checkpoint
+    def row(i, arrays):
+        here = [take(a, s, flat, {ROW: i}) for a, s in zip(arrays, specs[count:], strict=True)]
+
+        def column(state, j):
+            def visit(state):
+                return step(*state, *(take(a, s, flat, {COL: j})[0] for a, s in here))
+
+            return lax.cond(some[i, j], visit, lambda state: state, state), None
+
+        return lax.scan(jax.checkpoint(column), first, jnp.arange(grid.cols))[0]
+
+    _, rows = lax.scan(lambda _, i: (None, row(i, tuple(arrays))), None, jnp.arange(grid.rows))
+    at = len(grid.outer)  # [rows, *outer, row block, ...]
+    return tuple(
+        jnp.moveaxis(x, 0, at).reshape(*grid.outer, grid.extent(ROW), *x.shape[at + 2 :]) for x in rows
+    )  # fmt: skip
 
 
 def sum_dtype(dtype: Any) -> Any:

@@ -15,7 +15,7 @@ from attnjax.attention import _plan
 from attnjax.attention._attend import checked, run
 from attnjax.attention._plan import BlockSizes, Request
 from attnjax.attention.masks import Mask, _And
-from attnjax.attention.normalizers import Monoid, Normalizer
+from attnjax.attention.normalizers import Normalizer
 from attnjax.attention.scores import Score
 from attnjax.attention.statistics import Statistic
 from attnjax.parallel._layout import Layout
@@ -46,7 +46,8 @@ def ring_attend(
     their way to the next device; what is accumulated is merged at its log scale. Derivatives go round likewise: the
     cotangents of keys and values travel with them and come home. Per device nothing is larger than its share of the
     arrays and one tile of scores. Hops that a mask makes useless to all devices, as a window does, are left out.
-    Call it with whole (global) arrays, in ``jit`` or not.
+    Call it with whole (global) arrays, in ``jit`` or not. A fold by verbs of your own (``normalizers.from_monoid``) is
+    carried along the keys and cannot begin anywhere: for that one each device gets all keys and values.
 
     Args:
         q: queries ``[*B, T, N, H]``, in the placement's order along T, as every array is that has an axis of queries or
@@ -66,7 +67,7 @@ def ring_attend(
 
     Raises:
         ValueError: a length, a number of heads or a batch that the mesh does not divide, or as for ``attend``.
-        NotImplementedError: a normalizer made by ``from_monoid``, or as for ``attend``.
+        NotImplementedError: as for ``attend``.
 
     Source: Liu et al., 2023, Ring Attention with Blockwise Transformers, arXiv 2310.01889.
 
@@ -86,13 +87,9 @@ def ring_attend(
     placement = placement or contiguous(devices)
     if placement.pieces % devices:
         raise ValueError(f"placement: got {placement}, want one of {devices} devices, as the mesh axis {axes[0]!r} has")
-    if isinstance(request.normalizer, Monoid):
-        raise NotImplementedError(
-            "ring_attend: a normalizer made by from_monoid() has no order-free sum; use all_to_all_attend"
-        )
     request, outer = _split_heads(request, layout, ("heads",))
     first, hops = _arc(request, placement, devices)
-    make = lambda inner: Split(layout.mesh, outer, axes[0], first, hops, inner)
+    make = lambda inner: Split(layout.mesh, outer, axes[0], first, hops, inner, placement)
     return _run(request, make, placement, layout, devices)
 
 
@@ -149,7 +146,7 @@ def all_to_all_attend(
     """
     request = _request(q, k, v, mask, score, normalizer, scale, implementation, stats, block_sizes)
     request, outer = _split_heads(request, layout, ("heads", "sequence"))
-    make = lambda inner: Split(layout.mesh, outer, inner=inner)
+    make = lambda inner: Split(layout.mesh, outer, inner=inner, placement=placement)
     return jax.tree.map(lambda x: _constrained(x, layout, q.ndim - 3), _run(request, make, placement, layout, 1))
 
 

@@ -23,7 +23,8 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from attnjax.attention._grid import COL, ROW, Grid, Spec
-from attnjax.attention._tiles import Executor, Plan, rescale, run, run_on_cpu, sum_dtype
+from attnjax.attention._tiles import Carrier, Executor, Plan, rescale, run, run_on_cpu, scan, sum_dtype
+from attnjax.parallel._placement import Placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Split:
         first: of how many devices ago the columns are that a device folds over first.
         hops: how many devices' columns it folds over.
         inner: runs the fold on a device; None for the loops over tiles.
+        placement: where tokens lie; None as they are read.
     """
 
     mesh: Mesh
@@ -45,6 +47,7 @@ class Split:
     first: int = 0
     hops: int = 1
     inner: Executor | None = None
+    placement: Placement | None = None
 
     def tangent(self, live: tuple[int, ...]) -> "Split":
         return dataclasses.replace(self, inner=self.inner and self.inner.tangent(live))
@@ -55,6 +58,29 @@ class Split:
     def batch(self, axes: tuple[int | None, ...], plan: Plan) -> "Split":
         inner = self.inner and self.inner.batch(axes, plan)
         return dataclasses.replace(self, outer=(*self.outer, ()), inner=inner)
+
+    def carry(
+        self, plan: Plan, begin: Sequence[jax.Array], kinds: jax.Array, arrays: Sequence[jax.Array]
+    ) -> tuple[jax.Array, ...]:
+        """What is carried from key to key cannot begin anywhere: each device has its rows and all columns, in order."""
+        column = [s.dims.index(COL) if s.follows(COL) else None for s in plan.inputs]
+        arrays = [x if i is None else self._as_read(x, i) for x, i in zip(arrays, column, strict=True)]
+        kinds = self._as_read(kinds, kinds.ndim - 1)
+        local = _local(self, plan, rows=self.devices([self.ring] if self.ring else []), cols=1)
+        run = self.inner.carry if isinstance(self.inner, Carrier) else scan
+        whole = [dataclasses.replace(s, dims=tuple(None if d == COL else d for d in s.dims)) for s in plan.inputs]
+        *outer, _, _ = self._partition(plan.visit)
+        return jax.shard_map(
+            lambda begin, kinds, *arrays: run(local, begin, kinds, arrays),
+            mesh=self.mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(*outer, self.ring, None), *map(self._partition, whole)),
+            out_specs=tuple(map(self._partition, plan.outputs)),
+            check_vma=False,
+        )(tuple(begin), kinds, *arrays)
+
+    def _as_read(self, x: jax.Array, axis: int) -> jax.Array:
+        """Columns, or tiles of them, in the order of the text."""
+        return x if self.placement is None else self.placement.restore(x, axis)
 
     def across(self) -> "Split":
         return self
@@ -81,23 +107,26 @@ class Split:
         return PartitionSpec(*(along[d] if d is None or d < 0 else self.outer[d] or None for d in spec.dims))
 
 
+def _local(split: Split, plan: Plan, *, rows: int, cols: int) -> Plan:
+    """The plan of one device: its part of the outer dimensions, and of rows and columns in so many parts."""
+    grid = plan.grid
+    outer = tuple(n // split.devices(axes) for n, axes in zip(grid.outer, split.outer, strict=True))
+    return dataclasses.replace(
+        plan,
+        grid=Grid(outer, grid.rows // rows, grid.cols // cols, grid.row_block, grid.col_block),
+        inputs=tuple(dataclasses.replace(s, index=s.index and not split.ring) for s in plan.inputs),
+        executor=split.inner,
+    )
+
+
 class _Local:
     """A fold's share of one device."""
 
     def __init__(self, split: Split, plan: Plan):
-        self.split, grid = split, plan.grid
+        self.split = split
         self.devices = split.mesh.shape[split.ring] if split.ring else 1
         self.plan = dataclasses.replace(
-            plan,
-            grid=Grid(
-                tuple(n // split.devices(axes) for n, axes in zip(grid.outer, split.outer, strict=True)),
-                grid.rows // self.devices,
-                grid.cols // self.devices,
-                grid.row_block,
-                grid.col_block,
-            ),
-            inputs=tuple(dataclasses.replace(s, index=s.index and not split.ring) for s in plan.inputs),
-            executor=split.inner,
+            _local(split, plan, rows=self.devices, cols=self.devices),
             dtypes=tuple(sum_dtype(b.dtype) for b in plan.tile.outputs),
         )
         on_cpu = split.mesh.devices.flat[0].platform == "cpu"

@@ -18,6 +18,8 @@ from experiments.framework.context import UsageError
 from experiments.pod.config import Config
 
 LOG = logging.getLogger(__name__)
+
+
 class Unwritten(OSError):
     """A checkpoint could not be written: a full disk, for example."""
 
@@ -79,8 +81,8 @@ class Checkpoints:
                 self.manager.close()
             whole = sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
             raise Unwritten(
-                f"{self.folder}: a checkpoint could not be written ({_said(error)[-1]}). Those of steps {whole} are whole: "
-                "make room, and start again with the same command"
+                f"{self.folder}: a checkpoint could not be written ({_said(error)[-1]}). Those of steps {whole} are "
+                "whole: make room, and start again with the same command"
             ) from error
 
     def restore(self, like: Any) -> tuple[int, Any] | None:

@@ -158,7 +158,9 @@ def agree(name: str, mine: str) -> None:
     every = np.reshape(multihost_utils.process_allgather(own), (-1, 2))
     others = [rank for rank, found in enumerate(every) if not np.array_equal(found, every[0])]
     if others:
-        raise UsageError(f"{name}: processes {others} have another than process 0; process {jax.process_index()}: {mine}")
+        raise UsageError(
+            f"{name}: processes {others} have another than process 0; process {jax.process_index()}: {mine}"
+        )
 
 
 def layout_of(mesh: Mesh, devices: Any = None) -> parallel.Layout:
@@ -185,7 +187,9 @@ def _mesh(sizes: dict[str, int], devices: Any) -> jax.sharding.Mesh:
     if slices == 1:
         return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=devices)
     if sizes["data"] % slices:
-        raise UsageError(f"mesh: got data={sizes['data']} for {slices} slices, want a multiple: only a network joins them")
+        raise UsageError(
+            f"mesh: got data={sizes['data']} for {slices} slices, want a multiple: only a network joins them"
+        )
     within = {**sizes, "data": sizes["data"] // slices}
     array = mesh_utils.create_hybrid_device_mesh(
         tuple(within.values()), (slices, 1, 1, 1), devices, allow_split_physical_axes=True

@@ -46,7 +46,9 @@ def everything(arrays, sink, slopes):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
 @pytest.mark.parametrize(
-    ("kv_heads", "specs"), [(8, (HEADS,) * 3), (4, (HEADS,) * 3), (1, (HEADS, BATCH, BATCH)), (2, (BATCH,) * 3)], ids=str
+    ("kv_heads", "specs"),
+    [(8, (HEADS,) * 3), (4, (HEADS,) * 3), (1, (HEADS, BATCH, BATCH)), (2, (BATCH,) * 3)],
+    ids=str,
 )
 def test_split_batches_and_heads(kind, kv_heads, specs):
     """The same as on one device; each works on its own, but for sums of what is shared."""

@@ -132,7 +132,10 @@ def test_no_mask_is_kept_for_every_hop_and_layer():
         ({"training": {"accumulate": 2}}, "data.batch=8: want a multiple of 16.*training.accumulate=2"),
         ({"training": {"accumulate": 0}}, "training.accumulate=0: want at least 1"),
         ({"output": {"save_every": 0}}, "output.save_every=0: want at least 1"),
-        ({"mesh": {"fsdp": 1, "context": 8}, "data": {"length": 136}}, "data.length=136: want a multiple of 16.*two pieces"),
+        (
+            {"mesh": {"fsdp": 1, "context": 8}, "data": {"length": 136}},
+            "data.length=136: want a multiple of 16.*two pieces",
+        ),
         ({"mesh": {"fsdp": 1, "context": 8, "sequence_parallel": "all_to_all"}}, "heads: got N=4 .* for 8 devices"),
         ({"mesh": {"fsdp": 1, "tensor": 8}}, "heads: got N=4 .* for 8 devices"),
         ({"model": {"mixer": ("none",)}}, "mixer: got 'none', wanted one of softmax"),

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attnjax import BlockSizes, attend, masks, parallel
+from attnjax import BlockSizes, attend, masks, normalizers, parallel
 from attnjax.attention._component import aligned, leaves, replace_leaves
-from tests.attention.cases import MASKS, NO_WEIGHTS, NORMALIZERS, ROWS_ONLY, SCORES, Case, Sizes
+from tests.attention.cases import MASKS, NORMALIZERS, ROWS_ONLY, SCORES, Case, Sizes
 from tests.attention.test_conformance import assert_near, derivatives, gradients
 from tests.tolerances import assert_close
 
@@ -82,8 +82,6 @@ def test_the_cases_use_every_entry_that_streams():
 @pytest.mark.parametrize(("case", "placement"), CASES, ids=str)
 def test_case(case, placement, form):
     """Values and gradients; of the ring also tangents and Hessian-vector products, for some."""
-    if form == "ring" and case.normalizer in NO_WEIGHTS:
-        pytest.skip("a fold by a user's verbs is not for rings: test_what_is_refused")
     floats, integers = case.draw()
     tangents = {name: x - floats[name] for name, x in case.draw(seed=1)[0].items()}
     cotangent = np.random.default_rng(2).standard_normal((*case.size.batch, case.size.t, case.size.n, case.size.v))
@@ -139,3 +137,29 @@ def test_neighborhoods_of_images(form):
     mask = masks.neighborhood((8, 8), (3, 5), stride=(1, 2))
     q, k, v = (jnp.asarray(x) for x in np.random.default_rng(0).standard_normal((3, 64, 4, 4)))
     assert_close(split(form, PLACEMENTS[0], q, k, v, mask=mask), attend(q, k, v, mask=mask, implementation="dense"))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("placement", PLACEMENTS[:2], ids=str)
+def test_own_verbs_need_not_commute(form, placement):
+    """A fold whose order matters, a running sum that each key halves, is carried in the order of the text."""
+
+    def lift(score, visible, v):
+        ahead = jnp.cumsum(visible[:, ::-1], 1)[:, ::-1] - visible  # keys after this one, in the tile
+        weight = jnp.where(visible, jnp.sin(score) * 0.5**ahead, 0)
+        return {"kept": 0.5 ** visible.sum(1, dtype=score.dtype), "total": weight @ v}
+
+    fold = normalizers.from_monoid(
+        init=lambda rows, width, dtype: {"kept": jnp.ones(rows, dtype), "total": jnp.zeros((rows, width), dtype)},
+        lift=lift,
+        combine=lambda a, b: {"kept": a["kept"] * b["kept"], "total": a["total"] * b["kept"][:, None] + b["total"]},
+        finalize=lambda state: state["total"],
+    )
+    arrays = [jnp.asarray(x) for x in np.random.default_rng(0).standard_normal((3, 2, 64, 8, 4))]
+    knobs = {"mask": masks.causal() & masks.window(40), "normalizer": fold}
+    cube = lambda call: lambda arrays: (call(*arrays) ** 3).sum()
+    over = cube(lambda *x: split(form, placement, *x, **knobs))
+    alone = cube(lambda *x: attend(*x, **knobs, implementation="dense"))
+    got, want = quickly(lambda arrays: [jax.value_and_grad(f)(arrays) for f in (over, alone)], arrays)
+    jax.tree.map(lambda a, b: assert_close(a, b, kind="derivative"), got, want)

@@ -1,5 +1,7 @@
 """What splitting a sequence is for, and what it must not do: memory, balance, hops, independence of documents, errors."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,8 +135,8 @@ def test_heads_of_a_layout_are_split_too():
 # What is refused, and how it is said.
 
 
-def refused(call, *words, kind=ValueError):
-    with pytest.raises(kind) as error:
+def refused(call, *words):
+    with pytest.raises(ValueError, match=re.escape(words[0])) as error:
         call()
     for word in words:
         assert word in str(error.value)
@@ -152,8 +154,6 @@ def test_what_is_refused():
     refused(lambda: ring(x, x, x, implementation="dense"), "implementation", "blocks")
     refused(lambda: to_all(x[:, :3], x[:, :3], x[:, :3]), "N=3", "4 devices", "ring_attend")
     refused(lambda: to_all(x, x, x, normalizer=normalizers.sparsemax()), "whole rows")
-    own = normalizers.from_monoid(lambda *a: 0, lambda *a: 0, lambda *a: 0, lambda *a: 0)
-    refused(lambda: ring(x, x, x, normalizer=own), "all_to_all_attend", kind=NotImplementedError)
     batched = layout_of(4)
     refused(lambda: ring(x[None], x[None], x[None], layout=batched), "batch: got 1 sequences", "2 devices")
     refused(lambda: parallel.layout(layout.mesh, {"heads": "model"}), "rules['heads']", "sequence")

@@ -213,13 +213,13 @@ def check(config: Config, layout: parallel.Layout, decoder: Decoder) -> None:
     parts, accumulate, pieces = layout.size("batch"), config.training.accumulate, decoder.placement.pieces
     if config.data.batch % (parts * accumulate):
         raise UsageError(
-            f"data.batch={config.data.batch}: want a multiple of {parts * accumulate}, for {parts} devices along data and "
-            f"fsdp and training.accumulate={accumulate}"
+            f"data.batch={config.data.batch}: want a multiple of {parts * accumulate}, for {parts} devices along "
+            f"data and fsdp and training.accumulate={accumulate}"
         )
     if config.data.length % pieces:
         raise UsageError(
-            f"data.length={config.data.length}: want a multiple of {pieces}, for {decoder.placement.devices} devices along "
-            "context" + " that hold two pieces each" * decoder.placement.folded
+            f"data.length={config.data.length}: want a multiple of {pieces}, for {decoder.placement.devices} devices "
+            "along context" + " that hold two pieces each" * decoder.placement.folded
         )
     tokens = jax.ShapeDtypeStruct((config.data.batch // accumulate, config.data.length), jnp.int32)
     try:

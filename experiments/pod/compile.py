@@ -219,7 +219,8 @@ def main(plan: Plan) -> int:
         about = {
             "config": plan.config, "topology": plan.topology, "slices": plan.slices, "mesh": mesh,
             "length": config.data.length, "batch": config.data.batch, "layers": config.model.layers,
-            "mixer": config.model.mixer, "remat": plan.remat, "sequence parallel": plan.sequence_parallel, "jax": jax.__version__,
+            "mixer": config.model.mixer, "remat": plan.remat, "sequence parallel": plan.sequence_parallel,
+            "jax": jax.__version__,
         }  # fmt: skip
         rows.append(about | measured(config, plan.topology, plan.slices))
         print(json.dumps(rows[-1], indent=1), flush=True)

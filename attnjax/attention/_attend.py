@@ -1,15 +1,14 @@
 """The entry points: ``attend``, ``attention_weights``, ``explain``."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from attnjax import _compat
+from attnjax import _explicit
 from attnjax._typing import FloatScalar
 from attnjax.attention import _forms, _validate
 from attnjax.attention import statistics as _statistics
@@ -121,32 +120,12 @@ def attend(
         vectorized=plan.vectorized,
         executor=plan.executor,
     )
-    parts = (q, k, v, request.mask, request.score, request.normalizer, request.scale, request.stats)
-    output, found = _with_automatic_axes(call, request)(*parts)
+    arrays = {"q": q, "k": k, "v": v}
+    row = _explicit.rows(arrays, "attnjax.parallel.ring_attend or all_to_all_attend")
+    if row is not None:
+        call = _explicit.automatic(call, arrays, (row, {stat.name: row for stat in request.stats}))
+    output, found = call(*request.parts)
     return (output, found) if request.stats else output
-
-
-def _with_automatic_axes(call: Callable, request: Request) -> Callable:
-    """The call; where types say how arrays are split (mesh axes of type Explicit), its inside is left to XLA."""
-    arrays = {"q": request.q, "k": request.k, "v": request.v}
-    split = {name: _compat.explicit_axes(x) for name, x in arrays.items()}
-    meshes = [jax.typeof(x).sharding.mesh for name, x in arrays.items() if any(split[name])]
-    if not meshes:
-        return call
-    for name, axes in split.items():
-        if axes[-3] is not None:
-            raise ValueError(
-                f"{name}: its sequence is split over the mesh axis {axes[-3]!r}, and attend wants it whole on each "
-                "device; use attnjax.parallel.ring_attend or all_to_all_attend, on a mesh with axes of type Auto, or "
-                "reshard it"
-            )
-    row = PartitionSpec(*split["q"][:-1])  # batch, None, heads: of keys, too
-
-    def automatic(*parts):
-        with jax.sharding.use_abstract_mesh(meshes[0]):
-            return jax.sharding.auto_axes(call, out_sharding=(row, {stat.name: row for stat in request.stats}))(*parts)
-
-    return automatic
 
 
 def attention_weights(

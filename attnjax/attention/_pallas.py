@@ -93,8 +93,7 @@ def refusal(request: Any, block_q: int, block_kv: int, target: Target) -> str | 
         dtype = jnp.promote_types(request.q.dtype, jnp.float32)
         if _forms.start_of(request.normalizer, block_q, request.v.shape[-1], dtype) is None:
             return "init() of a normalizer made by from_monoid() gives more than one number in an array"
-    parts = (request.q, request.k, request.v, request.mask, request.score, request.normalizer, request.scale)
-    leaves, structure = jax.tree.flatten((*parts, request.stats))
+    leaves, structure = jax.tree.flatten(request.parts)
     shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves)
     error = _refusal(structure, shapes, block_q, block_kv, target)
     if isinstance(error, TooLarge):

@@ -67,6 +67,11 @@ class Request:
     block_sizes: BlockSizes | None
 
     @property
+    def parts(self) -> tuple:
+        """What may hold arrays."""
+        return self.q, self.k, self.v, self.mask, self.score, self.normalizer, self.scale, self.stats
+
+    @property
     def entries(self) -> int:
         return self.q.shape[-3] * self.k.shape[-3]
 

@@ -2,13 +2,16 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from attnjax import _explicit
 from attnjax.linear import _forms, _monoid, _validate
 from attnjax.linear._forms import Reads, Tokens
 from attnjax.linear._poles import Decay, Keep, Poles
@@ -99,15 +102,40 @@ def run_all(
             "causal=False: a delta rule, exclusive reads and a state to continue from are causal only: a state knows "
             "what came before, not all"
         )
+    arrays = {"q": q, "k": k, "v": v}
+    row = _explicit.rows(arrays, "over=attnjax.parallel.state_passing(...)")
+    call = functools.partial(_run_all, normalize, eps, reads, run)
+    if row is not None:
+        heads = PartitionSpec(*row[:-2], row[-1])
+        call = _explicit.automatic(call, arrays, (row, heads) if run.return_state else row)
+    return call(q, k, v, poles, write, beta, bonus, run.state, run.segment_ids, run.lengths)
+
+
+def _run_all(
+    normalize: Normalize | None,
+    eps: float,
+    reads: Reads,
+    run: Run,
+    q: Array,
+    k: Array,
+    v: Array,
+    poles: Poles,
+    write: Array | None,
+    beta: Array | None,
+    bonus: Array | None,
+    state: State | None,
+    segment_ids: Any,
+    lengths: Any,
+) -> Any:
     *batch, length, _, features = q.shape
     heads, width, dtype = k.shape[-2], v.shape[-1] + (normalize is not None), _accumulator(k)
     target = _pallas_target(poles, k, run.chunk_size) if run.form == "pallas" else None
     held = k.dtype if target is not None and k.dtype == jnp.bfloat16 else dtype  # kernels take narrow operands
     shape = (*batch, heads, poles.count, features, width)
-    segments = _validate.by_batch("segment_ids", run.segment_ids, (*batch, length), "[*B, T]")
-    lengths = _validate.by_batch("lengths", run.lengths, tuple(batch), "[*B]")
-    if run.state is not None:
-        _validate.state(run.state, shape, write is not None)
+    segments = _validate.by_batch("segment_ids", segment_ids, (*batch, length), "[*B, T]")
+    lengths = _validate.by_batch("lengths", lengths, tuple(batch), "[*B]")
+    if state is not None:
+        _validate.state(state, shape, write is not None)
     if normalize is not None:
         v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1)
 
@@ -123,7 +151,7 @@ def run_all(
         if lengths is None
         else lax.broadcasted_iota(jnp.int32, (*batch, length), len(batch)) < lengths[..., None]
     )
-    first = run.state or State(
+    first = state or State(
         jnp.zeros(shape, dtype), None if write is None else jnp.full((*batch, heads, features), -jnp.inf, dtype)
     )
     tokens = Tokens(
@@ -161,15 +189,16 @@ class Runs(NamedTuple):
 
     def __call__(self, heads: Head, batch: int) -> tuple[Array, State]:
         """Outputs ``[*B, K, T, G, V]`` and last state of heads whose arrays begin with ``[*B, K]``."""
-        lead = heads.live.shape[: batch + 1]
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[batch + 1 :]), heads)
-        return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), _all_heads(flat, self))
+        return _all_heads(heads, self, batch)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _all_heads(heads: Head, runs: Runs) -> tuple[Array, State]:
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _all_heads(heads: Head, runs: Runs, batch: int) -> tuple[Array, State]:
     """Compiled as one: called eagerly, every small step would be a program of its own."""
-    return jax.vmap(lambda head: _one_head(head, *runs))(heads)
+    every: Callable = lambda head: _one_head(head, *runs)
+    for _ in range(batch + 1):  # not one flat axis: jit may split some
+        every = jax.vmap(every)
+    return every(heads)
 
 
 def _pallas_target(poles: Poles, k: Array, size: int) -> Any:

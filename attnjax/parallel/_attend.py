@@ -200,16 +200,10 @@ def _run(request: Request, make: Any, placement: Placement | None, layout: Layou
                 f"{name}: got {length} tokens, want a multiple of {pieces} ({placement}); pad the sequence"
             )
         tiles.append(_tile(block, length // pieces, length // parts, choice.form))
-    q, k, v = (_constrained(x, layout, x.ndim - 3) for x in (request.q, request.k, request.v))
+    q, k, v, *rest = request.parts
     output, found = run(
-        q,
-        k,
-        v,
-        request.mask,
-        request.score,
-        request.normalizer,
-        request.scale,
-        request.stats,
+        *(_constrained(x, layout, x.ndim - 3) for x in (q, k, v)),
+        *rest,
         form=choice.form,
         block_q=tiles[0],
         block_kv=tiles[1],

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attnjax import BlockSizes, attend, masks, normalizers, parallel
+from attnjax import BlockSizes, attend, masks, normalizers, parallel, statistics
 from attnjax.attention._component import aligned, leaves, replace_leaves
 from tests.attention.cases import MASKS, NORMALIZERS, ROWS_ONLY, SCORES, Case, Sizes
 from tests.attention.test_conformance import assert_near, derivatives, gradients
@@ -110,7 +110,9 @@ def test_case(case, placement, form):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("placement", PLACEMENTS[:2], ids=str)
 def test_statistics_and_their_gradients(form, placement):
-    names = ("logsumexp", "entropy", "max_logit", "participation_ratio", "key_mass")
+    near = statistics.mass_on(masks.window(5) | masks.sinks(3), "near")
+    wanted = ("logsumexp", "entropy", "max_logit", "participation_ratio", "key_mass", near)
+    names = (*wanted[:-1], "near")
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.standard_normal((2, 32, n, 4))) for n in (8, 2, 2))
     weights = [jnp.asarray(x) for x in rng.standard_normal((len(names), 2, 32, 8))]
@@ -120,10 +122,10 @@ def test_statistics_and_their_gradients(form, placement):
         return output.sum() + sum((w * stats[name]).sum() for w, name in zip(weights, names, strict=True)), found
 
     def over_devices(arrays):
-        return loss(split(form, placement, *arrays, mask=masks.causal(), stats=names))
+        return loss(split(form, placement, *arrays, mask=masks.causal(), stats=wanted))
 
     def alone(arrays):
-        return loss(attend(*arrays, mask=masks.causal(), stats=names, implementation="dense"))
+        return loss(attend(*arrays, mask=masks.causal(), stats=wanted, implementation="dense"))
 
     both = lambda arrays: [jax.value_and_grad(f, has_aux=True)(arrays) for f in (over_devices, alone)]
     ((_, got), got_gradients), ((_, want), want_gradients) = quickly(both, (q, k, v))

@@ -48,8 +48,8 @@ MECHANISMS = {
 def test_devices_pass_states_on(name, devices):
     """Outputs, last state and all gradients; segments that cross devices; a state to begin with; sequences that end."""
     rng = np.random.default_rng(1)
-    ids = jnp.asarray(np.sort(rng.integers(0, 3, (2, LENGTH)), axis=1))
-    lengths = jnp.asarray([LENGTH, LENGTH - 9])
+    ids = jnp.asarray([np.sort(rng.integers(0, 3, LENGTH)), np.arange(LENGTH) > 4], int)
+    lengths = jnp.asarray([LENGTH, 11])  # the second ends within a device, and others have none of it
     over = parallel.state_passing(layout_of(devices))
     x = inputs()
     _, end = MECHANISMS[name](x, return_state=True)

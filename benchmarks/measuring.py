@@ -100,6 +100,12 @@ def save(report: dict[str, Any], out: Path | None) -> None:
         out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
+def _main() -> list[str]:
+    """What is run, without the folders of this machine."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return ["-m", spec.name] if spec else [Path(sys.argv[0]).name]
+
+
 def environment() -> dict[str, Any]:
     packages = ("attnjax", "jax", "jaxlib", "numpy", "torch")
     return {
@@ -111,6 +117,6 @@ def environment() -> dict[str, Any]:
         },
         "device": str(jax.devices()[0]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "command": shlex.join(["python", *_main(), *sys.argv[1:]]),
         "dtype": "float32",
     }

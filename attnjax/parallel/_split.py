@@ -63,10 +63,16 @@ class Split:
         self, plan: Plan, begin: Sequence[jax.Array], kinds: jax.Array, arrays: Sequence[jax.Array]
     ) -> tuple[jax.Array, ...]:
         """What is carried from key to key cannot begin anywhere: each device has its rows and all columns, in order."""
+        if self.placement is not None and plan.grid.cols % self.placement.pieces:
+            raise NotImplementedError(
+                f"normalizer: one made by from_monoid() is carried in the order of the text, and tiles of "
+                f"{plan.grid.col_block} keys span pieces of {self.placement}; use "
+                "implementation='blocks', or contiguous()"
+            )
         column = [s.dims.index(COL) if s.follows(COL) else None for s in plan.inputs]
         arrays = [x if i is None else self._as_read(x, i) for x, i in zip(arrays, column, strict=True)]
         kinds = self._as_read(kinds, kinds.ndim - 1)
-        local = _local(self, plan, rows=self.devices([self.ring] if self.ring else []), cols=1)
+        local = self._share(plan, rows=self.devices([self.ring] if self.ring else []), cols=1)
         run = self.inner.carry if isinstance(self.inner, Carrier) else scan
         whole = [dataclasses.replace(s, dims=tuple(None if d == COL else d for d in s.dims)) for s in plan.inputs]
         *outer, _, _ = self._partition(plan.visit)
@@ -98,6 +104,17 @@ class Split:
         )(kinds, *arrays)
         return tuple(x.astype(dtype) for x, dtype in zip(found, plan.results, strict=True))
 
+    def _share(self, plan: Plan, *, rows: int, cols: int) -> Plan:
+        """The plan of one device: its part of the outer dimensions, and of rows and columns in so many parts."""
+        grid = plan.grid
+        outer = tuple(n // self.devices(axes) for n, axes in zip(grid.outer, self.outer, strict=True))
+        return dataclasses.replace(
+            plan,
+            grid=Grid(outer, grid.rows // rows, grid.cols // cols, grid.row_block, grid.col_block),
+            inputs=tuple(dataclasses.replace(s, index=s.index and not self.ring) for s in plan.inputs),
+            executor=self.inner,
+        )
+
     def devices(self, axes: Sequence[str]) -> int:
         return math.prod(self.mesh.shape[a] for a in axes)
 
@@ -107,18 +124,6 @@ class Split:
         return PartitionSpec(*(along[d] if d is None or d < 0 else self.outer[d] or None for d in spec.dims))
 
 
-def _local(split: Split, plan: Plan, *, rows: int, cols: int) -> Plan:
-    """The plan of one device: its part of the outer dimensions, and of rows and columns in so many parts."""
-    grid = plan.grid
-    outer = tuple(n // split.devices(axes) for n, axes in zip(grid.outer, split.outer, strict=True))
-    return dataclasses.replace(
-        plan,
-        grid=Grid(outer, grid.rows // rows, grid.cols // cols, grid.row_block, grid.col_block),
-        inputs=tuple(dataclasses.replace(s, index=s.index and not split.ring) for s in plan.inputs),
-        executor=split.inner,
-    )
-
-
 class _Local:
     """A fold's share of one device."""
 
@@ -126,7 +131,7 @@ class _Local:
         self.split = split
         self.devices = split.mesh.shape[split.ring] if split.ring else 1
         self.plan = dataclasses.replace(
-            _local(split, plan, rows=self.devices, cols=self.devices),
+            split._share(plan, rows=self.devices, cols=self.devices),
             dtypes=tuple(sum_dtype(b.dtype) for b in plan.tile.outputs),
         )
         on_cpu = split.mesh.devices.flat[0].platform == "cpu"

@@ -162,3 +162,9 @@ def test_what_is_refused():
     refused(lambda: parallel.layout(explicit, {}), "not Auto", "axis_types")
     refused(lambda: parallel.zigzag(0), "devices=0")
     refused(lambda: parallel.visited_tiles(None, parallel.zigzag(4), 100), "length=100", "128")
+    own = normalizers.from_monoid(
+        lambda rows, width, dtype: jnp.zeros((rows, width), dtype),
+        lambda score, visible, v: jnp.where(visible, score, 0) @ v, jnp.add, lambda x: x,
+    )  # fmt: skip
+    with compile_for(Target("tpu", interpret=True)), pytest.raises(NotImplementedError, match="tiles of 4 keys span"):
+        ring(x, x, x, placement=parallel.zigzag(4), normalizer=own, implementation="pallas")

@@ -341,6 +341,6 @@ if __name__ == "__main__":
     try:
         code = main(tyro.extras.overridable_config_cli(choices, prog="experiments.pod.train"))
     except (UsageError, Unwritten) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"\nerror: {error}\n")  # threads of a checkpoint may be in the middle of a line
         code = MISTAKEN if isinstance(error, UsageError) else 1
     sys.exit(code)

@@ -178,8 +178,8 @@ def test_a_full_disk_loses_nothing(uninterrupted, tmp_path):
         shutil.copytree(folder / "checkpoints" / str(step), tmp_path / "checkpoints" / str(step))
     job = Job(tmp_path, 1, 2, file_blocks=100)
     assert job.wait() == [1]
-    (said,) = (line for line in job.logs[0].read_text().splitlines() if line.startswith("error: "))
-    assert f"{tmp_path}/checkpoints: a checkpoint could not be written" in said
+    said = job.logs[0].read_text()
+    assert f"\nerror: {tmp_path}/checkpoints: a checkpoint could not be written" in said
     assert "File too large" in said
     assert f"Those of steps [{EVERY}, {2 * EVERY}] are whole: make room" in said
     assert Job(tmp_path, 1, 2).wait() == [0]

@@ -183,7 +183,8 @@ def run_on_cpu(kinds: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Ar
 def run_across(kinds: jax.Array, *arrays: jax.Array, plan: Plan) -> tuple[jax.Array, ...]:
     """The same in a program of several devices: the loops have outer dimensions as axes, which XLA can split."""
     executor = plan.executor and plan.executor.across()
-    return run(kinds, *arrays, plan=dataclasses.replace(plan, executor=executor, vectorized=plan.start is None))
+    vectorized = plan.vectorized if executor else plan.start is None
+    return run(kinds, *arrays, plan=dataclasses.replace(plan, executor=executor, vectorized=vectorized))
 
 
 def _executed(kinds: jax.Array, arrays: Sequence[jax.Array], plan: Plan) -> tuple[jax.Array, ...] | None:

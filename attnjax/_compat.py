@@ -118,7 +118,7 @@ def explicit_axes(value: Any) -> tuple:
     """For each axis of an array the mesh axes of type Explicit that it is split over; none of a tracer without them."""
     place = getattr(jax.typeof(value), "sharding", None)
     spec = getattr(place, "spec", None) or ()
-    return (*spec, *(None,) * (jax.numpy.ndim(value) - len(spec)))
+    return (*spec, *(None,) * (jnp.ndim(value) - len(spec)))
 
 
 def lowering_knows_devices(primitive: Any) -> None:
